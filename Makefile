@@ -1,0 +1,25 @@
+# Every target is listed by `make help`. `make setup` is the only one that installs anything.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+RUN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint soak bench vfio lock
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install Debian packages and make .venv (idempotent; says what it installs)
+	@testbed/setup.sh $(VENV)
+
+lint: setup ## Format check, ruff, mypy --strict
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+
+test: lint ## Linters and the whole test suite, real guests included (root)
+	$(PYTHON) -m pytest
+
+lock: setup ## Pin the versions that CI installs
+	$(RUN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  --no-annotate --no-header --upgrade --extra guest --extra host --extra bench --extra dev --output-file requirements.lock pyproject.toml

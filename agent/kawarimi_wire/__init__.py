@@ -1,0 +1,1 @@
+"""The contract between guests and hosts: errors, results, messages. Imports nothing of ours."""

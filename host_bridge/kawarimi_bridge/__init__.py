@@ -1,0 +1,1 @@
+"""The host side: hypervisor drivers, the coordinator and the command line."""

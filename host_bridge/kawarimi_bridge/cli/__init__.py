@@ -1,0 +1,1 @@
+"""The `kawarimi` command line. Subcommands are imported when they are called."""

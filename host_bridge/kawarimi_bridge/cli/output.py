@@ -1,0 +1,61 @@
+"""How commands speak: results and `--json` on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+import msgspec
+
+from kawarimi_wire.errors import KawarimiError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object on stdout."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_error(error: KawarimiError, *, as_json: bool) -> None:
+    """Print an error for people on stderr, and with `as_json` as one object on stdout too."""
+    if as_json:
+        print_json({"error": error.as_dict()})
+    lines = [f"kawarimi: error [{error.slug}]: {error.what}"]
+    lines += [f"  {name.replace('_', ' ')}: {value}" for name, value in error.facts.items()]
+    if error.untouched:
+        lines.append(f"  untouched: {error.untouched}")
+    if error.hint:
+        lines.append(f"  do: {error.hint}")
+    click.echo("\n".join(lines), err=True)
+
+
+class Progress:
+    """Nested, timed steps on stderr; silent where stderr is not a terminal.
+
+    Prints one line when a step ends; the step in progress is shown in place.
+    """
+
+    def __init__(self, *, enabled: bool | None = None) -> None:
+        self.enabled = sys.stderr.isatty() if enabled is None else enabled
+        self._depth = 0
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[None]:
+        """Time one step; steps may nest."""
+        started = time.monotonic()
+        indent = "  " * self._depth
+        if self.enabled:
+            click.echo(f"{indent}· {title} …\r", err=True, nl=False)
+        self._depth += 1
+        mark = "✗"
+        try:
+            yield
+            mark = "✓"
+        finally:
+            self._depth -= 1
+            if self.enabled:
+                click.echo(f"{indent}{mark} {title} ({time.monotonic() - started:.1f} s)", err=True)

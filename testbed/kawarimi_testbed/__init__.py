@@ -1,0 +1,1 @@
+"""Guests with a hot-pluggable soft-RoCE HCA under plain QEMU, on any Linux machine."""
