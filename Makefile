@@ -20,6 +20,9 @@ lint: setup ## Format check, ruff, mypy --strict
 test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
 
+vfio: setup ## Real vfio-pci passthrough, in an emulated machine with an IOMMU (root; minutes)
+	$(PYTHON) -m pytest -m vfio -s
+
 lock: setup ## Pin the versions that CI installs
 	$(RUN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-annotate --no-header --upgrade --extra guest --extra host --extra bench --extra dev --output-file requirements.lock pyproject.toml

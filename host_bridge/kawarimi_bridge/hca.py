@@ -20,6 +20,10 @@ UNPLUG_REPEAT_S = 10.0
 is made again. Not sooner: a native PCIe slot takes a second press of its attention button within
 five seconds for "never mind" (PCIe base specification 6.7.1.5), and QEMU holds the guest to that."""
 
+PLUG_DEADLINE_S = 120.0
+"""For QEMU to answer `device_add`: with vfio-pci it first pins all of the guest's memory, and zeroes
+what the guest has not touched, which takes seconds per ten GiB, and answers nothing meanwhile."""
+
 _PENDING = "already in the process of unplug"
 """QEMU's answer while an earlier request is pending (softmmu/qdev-monitor.c, qmp_device_del)."""
 
@@ -74,9 +78,10 @@ def _walk(buses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield from _walk([device["pci_bridge"]] if "pci_bridge" in device else [])
 
 
-async def plug(monitor: Monitor, hca: Hca) -> None:
+async def plug(monitor: Monitor, hca: Hca, *, deadline_s: float = PLUG_DEADLINE_S) -> None:
     """Plug an HCA; QEMU shows it in its slot when this returns. The guest may not have seen it yet.
 
+    :param deadline_s: seconds for QEMU to take it.
     :raise PreflightRefused: `hca-slot-missing`, `hca-slot-occupied`, or `plug-refused` because the
         guest has not arrived: QEMU accepts a device for an incoming guest, which then never sees
         it. Nothing has changed.
@@ -103,7 +108,7 @@ async def plug(monitor: Monitor, hca: Hca) -> None:
         )
     arguments = {"driver": hca.driver, "id": hca.id, "bus": hca.slot, **hca.properties}
     try:
-        await monitor.execute("device_add", arguments)
+        await monitor.execute("device_add", arguments, deadline_s=deadline_s)
     except OutcomeUnknown:
         raise
     except ExecutionFailed as error:

@@ -185,9 +185,7 @@ class Guest:
             with_hca=with_hca,
         )
         (logs / "command-line").write_text("\n".join(argv) + "\n")
-        taps = {qemu.ethernet_tap(self.name): "ethernet"}
-        if fabric := self._topology.host(host).fabric:
-            taps[qemu.hca_tap(self.name)] = fabric
+        taps = qemu.taps(self._topology, host, self.name)
         socket = folder / "qmp.sock"
         socket.unlink(missing_ok=True)
         await self._keeper.request(Spawn(process, host, argv, str(logs / "qemu.log"), taps))
