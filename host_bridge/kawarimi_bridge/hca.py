@@ -21,8 +21,8 @@ is made again. Not sooner: a native PCIe slot takes a second press of its attent
 five seconds for "never mind" (PCIe base specification 6.7.1.5), and QEMU holds the guest to that."""
 
 PLUG_DEADLINE_S = 120.0
-"""For QEMU to answer `device_add`: with vfio-pci it first pins all of the guest's memory, and zeroes
-what the guest has not touched, which takes seconds per ten GiB, and answers nothing meanwhile."""
+"""For QEMU to answer `device_add`: with vfio-pci it pins all of the guest's memory first, the longer
+the more there is, and answers nothing meanwhile."""
 
 _PENDING = "already in the process of unplug"
 """QEMU's answer while an earlier request is pending (softmmu/qdev-monitor.c, qmp_device_del)."""
