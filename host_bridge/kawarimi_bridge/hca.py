@@ -18,7 +18,7 @@ from kawarimi_wire.errors import ExecutionFailed, OutcomeUnknown, PreflightRefus
 UNPLUG_REPEAT_S = 10.0
 """A request that reaches a guest before its hot-plug driver is up is lost (early boot), so that it
 is made again. Not sooner: a native PCIe slot takes a second press of its attention button within
-five seconds for "never mind" (PCIe base specification 6.7.1.5), and QEMU holds the guest to that."""
+five seconds for "never mind" (PCIe base specification 6.7.1.5)."""
 
 _PENDING = "already in the process of unplug"
 """QEMU's answer while an earlier request is pending (softmmu/qdev-monitor.c, qmp_device_del)."""

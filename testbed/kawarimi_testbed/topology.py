@@ -78,7 +78,7 @@ class Topology(msgspec.Struct, frozen=True):
 
     @property
     def guest_names(self) -> list[str]:
-        """Return the guests' names: vm1, vm2, …"""
+        """Return the guests' names: vm1, vm2 and so on."""
         return [f"vm{number}" for number in range(1, self.guests + 1)]
 
     @property
