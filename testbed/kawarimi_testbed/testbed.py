@@ -37,6 +37,7 @@ class Testbed:
     :param programs: more programs for the guests' PATH; see `payload.write_payload`.
     :param place: the host of each guest; the first host for those that are not named.
     :param with_hca: whether guests on a host with a fabric boot with their HCA.
+    :param wait: whether to wait until the guests run commands and their verbs ports are ACTIVE.
     :param detached: whether the testbed outlives this process, and the context.
     """
 
@@ -50,6 +51,7 @@ class Testbed:
         programs: Sequence[Path] = (),
         place: Mapping[str, str] | None = None,
         with_hca: bool = True,
+        wait: bool = True,
         detached: bool = False,
         progress: Progress | None = None,
     ) -> None:
@@ -60,8 +62,10 @@ class Testbed:
         self._programs = list(programs)
         self._place = dict(place or {})
         self._with_hca = with_hca
+        self._wait = wait
         self._detached = detached
         self._progress = progress or Progress(enabled=False)
+        self._keep_logs = False
         self._keeper: KeeperClient | None = None
 
     async def __aenter__(self) -> Testbed:
@@ -102,6 +106,12 @@ class Testbed:
         self.topology.guest_number(name)
         return self.guests[name]
 
+    async def keep_logs(self) -> Path:
+        """Collect the guests' kernel logs, and keep all logs when the context is left."""
+        self._keep_logs = True
+        await asyncio.gather(*(guest.save_kernel_log() for guest in self.guests.values()))
+        return self.logs
+
     async def _start(self) -> None:
         description = Description(self.topology, str(self.logs), str(self.image.folder))
         with self._progress.step("network"):
@@ -113,6 +123,8 @@ class Testbed:
             self.guests[name] = guest
             host = self._place.get(name, self.topology.hosts[0].name)
             await guest.start(host, with_hca=self._with_hca)
+        if not self._wait:
+            return
         with self._progress.step(f"booting {', '.join(self.guests)}"):
             await asyncio.gather(*(guest.wait_ready() for guest in self.guests.values()))
             await asyncio.gather(
@@ -130,13 +142,13 @@ class Testbed:
 
     async def _end(self, error: BaseException | None) -> None:
         if error is not None:
-            await asyncio.gather(*(guest.save_kernel_log() for guest in self.guests.values()))
+            await self.keep_logs()
         await self._close_guests()
         if self._keeper is not None:
             await self._keeper.down()
-        if error is None:
+        if not self._keep_logs:
             shutil.rmtree(self.logs)
-        elif isinstance(error, KawarimiError):
+        if isinstance(error, KawarimiError):
             error.facts["evidence"] = str(self.logs)
 
     async def _close_guests(self) -> None:
