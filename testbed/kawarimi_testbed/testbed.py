@@ -98,6 +98,12 @@ class Testbed:
         else:
             await self._end(error)
 
+    @property
+    def keeper(self) -> KeeperClient:
+        """Return the connection to the process that owns the testbed."""
+        assert self._keeper is not None, "the testbed was not started"
+        return self._keeper
+
     def guest(self, name: str) -> Guest:
         """Return a guest.
 

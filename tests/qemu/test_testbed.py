@@ -51,7 +51,7 @@ async def test_rc_pingpong_between_the_guests(testbed):
     vm1, vm2 = testbed.guest("vm1"), testbed.guest("vm2")
     pingpong = "ibv_rc_pingpong -d rxe0 -g 1 -n 100"
     server = asyncio.create_task(vm2.run(pingpong, deadline_s=60))
-    await vm2.run("until ss -Htln | grep -q :18515; do usleep 50000; done", deadline_s=30)
+    await vm2.run("until ss -Htln | grep -q :18515; do sleep 0.05; done", deadline_s=30)
     client = await vm1.run(f"{pingpong} {vm2.hca_address}", deadline_s=60)
     assert "100 iters" in client.stdout
     assert "100 iters" in (await server).stdout
@@ -102,5 +102,5 @@ async def test_exit_code_output_and_input_of_commands(testbed):
 async def test_a_command_ends_with_its_connection(testbed: Testbed):
     vm1 = testbed.guest("vm1")
     async with vm1.remote.session(["sleep", "987"]):
-        await vm1.run("until pgrep -f 'sleep 98[7]'; do usleep 50000; done", deadline_s=15)
-    await vm1.run("while pgrep -f 'sleep 98[7]'; do usleep 50000; done", deadline_s=15)
+        await vm1.run("until pgrep -f 'sleep 98[7]'; do sleep 0.05; done", deadline_s=15)
+    await vm1.run("while pgrep -f 'sleep 98[7]'; do sleep 0.05; done", deadline_s=15)
