@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 RUN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint soak bench vfio lock
+.PHONY: help setup test lint soak bench lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,12 @@ lint: setup ## Format check, ruff, mypy --strict
 
 test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
+
+soak: setup ## Hundreds of rounds of what the tests do tens of (root; half an hour)
+	$(PYTHON) -m pytest -m soak tests/soak
+
+bench: setup ## Measure; prints JSON and judges nothing (root)
+	$(PYTHON) benchmarks/testbed.py
 
 lock: setup ## Pin the versions that CI installs
 	$(RUN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
+from kawarimi_bridge.cli.output import Progress
+from kawarimi_testbed.image.build import Image, build_image
+from kawarimi_testbed.testbed import Testbed
+from kawarimi_testbed.topology import Topology
+from leftovers import leftovers
+
 MISSING_HARDWARE = "missing hardware: "
 """How the reason of a skip must begin: nothing else may be left out."""
+
+StartTestbed = Callable[..., contextlib.AbstractAsyncContextManager[Testbed]]
 
 _illegal_skips: list[str] = []
 _figures: list[str] = []
@@ -53,3 +63,28 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
         _figures.append(f"{request.node.name}: {line}")
 
     return record
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return build_image(Progress())
+
+
+@pytest.fixture(scope="session")
+def start_testbed(request: pytest.FixtureRequest, image: Image) -> StartTestbed:
+    """Start a testbed; its logs are kept if a test fails meanwhile; nothing else may be left."""
+
+    @contextlib.asynccontextmanager
+    async def start(topology: Topology, **options: Any) -> AsyncIterator[Testbed]:
+        failed_before = request.session.testsfailed
+        async with Testbed(topology, image, **options) as testbed:
+            try:
+                yield testbed
+            except BaseException:
+                print(f"logs: {await testbed.keep_logs()}")
+                raise
+            if request.session.testsfailed > failed_before:
+                print(f"logs: {await testbed.keep_logs()}")
+        assert leftovers(topology) == []
+
+    return start
