@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 RUN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint soak bench vfio lock
+.PHONY: help setup test lint soak bench lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,14 @@ lint: setup ## Format check, ruff, mypy --strict
 test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
 
+soak: setup ## Hundreds of rounds of what the tests do tens of (root; half an hour)
+	$(PYTHON) -m pytest -m soak tests/soak
+
+bench: setup ## Measure; prints JSON and judges nothing (root)
+	$(PYTHON) benchmarks/testbed.py
+
 vfio: setup ## Real vfio-pci passthrough, in an emulated machine with an IOMMU (root; minutes)
-	$(PYTHON) -m pytest -m vfio -s
+	$(PYTHON) -m pytest -m vfio
 
 lock: setup ## Pin the versions that CI installs
 	$(RUN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \

@@ -8,9 +8,8 @@ virt/libvirt/guest.py; QEMU's own account is docs/system/device-emulation.rst an
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from kawarimi_bridge.qmp import Event, Monitor
 from kawarimi_wire.errors import ExecutionFailed, OutcomeUnknown, PreflightRefused, Scope, Slug
@@ -18,11 +17,11 @@ from kawarimi_wire.errors import ExecutionFailed, OutcomeUnknown, PreflightRefus
 UNPLUG_REPEAT_S = 10.0
 """A request that reaches a guest before its hot-plug driver is up is lost (early boot), so that it
 is made again. Not sooner: a native PCIe slot takes a second press of its attention button within
-five seconds for "never mind" (PCIe base specification 6.7.1.5), and QEMU holds the guest to that."""
+five seconds for "never mind" (PCIe base specification 6.7.1.5)."""
 
 PLUG_DEADLINE_S = 120.0
-"""For QEMU to answer `device_add`: with vfio-pci it pins all of the guest's memory first, the longer
-the more there is, and answers nothing meanwhile."""
+"""For QEMU to answer `device_add`: with vfio-pci it pins all of the guest's memory first, which
+takes longer the more there is, and answers nothing meanwhile."""
 
 _PENDING = "already in the process of unplug"
 """QEMU's answer while an earlier request is pending (softmmu/qdev-monitor.c, qmp_device_del)."""
@@ -53,29 +52,30 @@ class Unplugged:
 async def present(monitor: Monitor, slot: str) -> str | None:
     """Return the id of the device in a slot, or None if the slot is empty.
 
-    A device without an id is returned as the empty string.
+    A device without an id is returned by its QOM name, `device[N]`. Asked of QEMU's object tree:
+    query-pci does not see behind a port before the guest's firmware has numbered its bus.
 
     :raise PreflightRefused: `hca-slot-missing`.
     """
-    for device in _walk(await monitor.execute("query-pci")):
-        if device.get("qdev_id") == slot and "pci_bridge" in device:
-            inside = device["pci_bridge"].get("devices") or []
-            return str(inside[0].get("qdev_id", "")) if inside else None
-    raise PreflightRefused(
-        Slug.HCA_SLOT_MISSING,
-        f"{monitor.name} has no PCIe root port {slot!r}.",
-        untouched="the guest",
-        hint="start the guest with '-device pcie-root-port,id=…' for each HCA",
-        scope=Scope.DEVICE,
-        facts={"slot": slot},
-    )
-
-
-def _walk(buses: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for bus in buses:
-        for device in bus.get("devices", []):
-            yield device
-            yield from _walk([device["pci_bridge"]] if "pci_bridge" in device else [])
+    ports = await monitor.execute("qom-list", {"path": "/machine/peripheral"})
+    if slot not in (entry["name"] for entry in ports):
+        raise PreflightRefused(
+            Slug.HCA_SLOT_MISSING,
+            f"{monitor.name} has no PCIe root port {slot!r}.",
+            untouched="the guest",
+            hint="start the guest with '-device pcie-root-port,id=…' for each HCA",
+            scope=Scope.DEVICE,
+            facts={"slot": slot},
+        )
+    for container in ("/machine/peripheral", "/machine/peripheral-anon"):
+        for entry in await monitor.execute("qom-list", {"path": container}):
+            if not entry["type"].startswith("child<"):
+                continue
+            path = f"{container}/{entry['name']}"
+            bus = await monitor.execute("qom-get", {"path": path, "property": "parent_bus"})
+            if bus.startswith(f"/machine/peripheral/{slot}/"):
+                return str(entry["name"])
+    return None
 
 
 async def plug(monitor: Monitor, hca: Hca, *, deadline_s: float = PLUG_DEADLINE_S) -> None:
@@ -101,7 +101,7 @@ async def plug(monitor: Monitor, hca: Hca, *, deadline_s: float = PLUG_DEADLINE_
     if inside is not None:
         raise PreflightRefused(
             Slug.HCA_SLOT_OCCUPIED,
-            f"The slot {hca.slot!r} of {monitor.name} holds {inside or 'a device'} already.",
+            f"The slot {hca.slot!r} of {monitor.name} holds {inside} already.",
             untouched="the guest",
             scope=Scope.DEVICE,
             facts={"slot": hca.slot, "holds": inside},

@@ -179,7 +179,7 @@ async def refuse_unmovable(source: Monitor, hca_slots: list[str]) -> None:
         if inside is not None:
             raise PreflightRefused(
                 Slug.HCA_ATTACHED,
-                f"{source.name} holds the HCA {inside or 'in ' + slot}, which cannot be migrated.",
+                f"{source.name} holds the HCA {inside}, which cannot be migrated.",
                 untouched="the guest runs on with its HCA",
                 hint="unplug the HCA first; 'kawarimi migrate' does that",
                 scope=Scope.DEVICE,

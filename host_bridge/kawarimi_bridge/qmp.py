@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from qemu.qmp.message import Message
 from kawarimi_wire.errors import ExecutionFailed, OutcomeUnknown, Scope, Slug
 
 Event = Mapping[str, Any]
+
+# What qemu.qmp logs, we raise; without a handler, Python would print it too.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 COMMAND_DEADLINE_S = 20.0
 """QEMU answers a command in milliseconds, unless its main loop is held: a starved machine, a guest

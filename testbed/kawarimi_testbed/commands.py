@@ -40,7 +40,7 @@ def require_programs(names: Iterable[str]) -> None:
             Slug.PROGRAM_MISSING,
             f"Not installed: {', '.join(missing)}.",
             untouched="nothing was made",
-            hint="run 'make setup', which installs the Debian packages of testbed/debian-packages.txt",
+            hint="run 'make setup', which installs what testbed/debian-packages.txt lists",
             facts={"missing": missing},
         )
 
@@ -75,18 +75,20 @@ def run(
     """Run a program to its end and return its standard output.
 
     The program gets a session of its own, and all of that session is killed when the deadline
-    passes or an exception (Ctrl-C included) ends the wait: nothing that it started survives.
+    passes or an exception (Ctrl-C included) ends the wait: nothing that it started survives. If
+    this process is itself killed, the kernel kills the program.
 
     :param log: where its standard error goes, appended; the error quotes its end.
     :param deadline_s: seconds until it is killed.
     :raise ExecutionFailed: `command-failed` or `command-timeout`.
     """
     words = [str(word) for word in argv]
+    fence = ["setpriv", "--pdeathsig", "KILL", "--"]
     with log.open("ab") as log_file:
         log_file.write(f"$ {' '.join(words)}\n".encode())
         log_file.flush()
         process = subprocess.Popen(
-            words,
+            [*fence, *words],
             cwd=cwd,
             env=dict(env) if env is not None else None,
             stdin=subprocess.DEVNULL,
@@ -123,10 +125,8 @@ def _end_session(process: subprocess.Popen[str]) -> None:
     """End a process and everything of its session: first asked, then killed after 5 s."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        pass
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=5)

@@ -23,6 +23,7 @@ from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Scope, Slug
 BOOT_DEADLINE_S = 90.0
 _QMP_DEADLINE_S = 15.0
 _PROBE_S = 0.2
+_SOCKET_POLL_S = 0.02
 _UNPLUG_DEADLINE_S = 30.0
 _MIGRATE_DEADLINE_S = 120.0
 _VERBS_DEADLINE_S = 30.0
@@ -133,7 +134,7 @@ class Guest:
         If this raises, the guest runs on where it was, unless the error is a `NeedsCleanup`.
         See `kawarimi_bridge.migration.migrate` for the errors.
         """
-        destination = await self._spawn(host, incoming=True, with_hca=False)
+        destination = await self.spawn_destination(host)
         try:
             result = await migrate(
                 self.monitor,
@@ -147,11 +148,23 @@ class Guest:
             await destination.close()
             await self._keeper.request(Kill(self._process(host)))
             raise
+        await self.arrive(host, destination)
+        return result
+
+    async def spawn_destination(self, host: str) -> Monitor:
+        """Start a QEMU on another host that waits for the guest, and return its monitor.
+
+        :raise UsageError: `unknown-host`.
+        :raise ExecutionFailed: `qemu-start-failed`.
+        """
+        return await self._spawn(host, incoming=True, with_hca=False)
+
+    async def arrive(self, host: str, destination: Monitor) -> None:
+        """Take the QEMU that the guest has moved to for its own, and end the one that it left."""
         source, left = self.monitor, self.host
         self._monitor, self.host = destination, host
         await source.close()
         await self._keeper.request(Kill(self._process(left)))
-        return result
 
     async def save_kernel_log(self) -> None:
         """Write the guest's kernel log to its logs, if it still answers."""
@@ -190,20 +203,23 @@ class Guest:
         socket.unlink(missing_ok=True)
         await self._keeper.request(Spawn(process, host, argv, str(logs / "qemu.log"), taps))
         give_up = time.monotonic() + _QMP_DEADLINE_S
-        while not socket.exists():
-            running = await self._keeper.processes()
-            if process not in running or time.monotonic() > give_up:
+        while True:
+            try:
+                return await Monitor.connect(
+                    socket,
+                    name=process,
+                    deadline_s=_QMP_DEADLINE_S,
+                    transcript=logs / "qmp.log",
+                )
+            except ExecutionFailed as error:
+                # QEMU has not made its socket yet, or has not begun to listen on it, or has ended.
+                if process in await self._keeper.processes() and time.monotonic() < give_up:
+                    await asyncio.sleep(_SOCKET_POLL_S)
+                    continue
                 said = (logs / "qemu.log").read_text(errors="replace").strip()
                 raise ExecutionFailed(
                     Slug.QEMU_START_FAILED,
                     f"The QEMU of {process} did not start: {said or 'it said nothing'}",
                     hint=f"see {logs}",
                     scope=Scope.GUEST,
-                )
-            await asyncio.sleep(0.02)  # for the socket's file to appear
-        return await Monitor.connect(
-            socket,
-            name=process,
-            deadline_s=_QMP_DEADLINE_S,
-            transcript=logs / "qmp.log",
-        )
+                ) from error

@@ -1,10 +1,10 @@
 """The process that owns a testbed: its namespaces and its QEMUs live and die with it.
 
 One keeper per testbed. It makes the network, starts QEMUs on request, and takes everything down
-when it is told to, when a signal asks it to, or when its owner goes away: the owner holds the other
-end of the keeper's standard input, so that even a killed owner (SIGKILL) is noticed. Should the
-keeper itself be killed, the kernel kills its QEMUs (PR_SET_PDEATHSIG), and the next command that
-meets the testbed's folder removes the rest.
+when it is told to, when a signal asks it to, or when its owner goes away before releasing it: the
+owner holds the other end of the keeper's standard input, so that even a killed owner (SIGKILL)
+is noticed. Should the keeper itself be killed, the kernel kills its QEMUs (PR_SET_PDEATHSIG), and
+the next command that meets the testbed's folder removes the rest.
 
 The keeper holds a lock on the testbed's folder for as long as it lives; the folder without a lock
 is what a killed keeper left.
@@ -61,11 +61,15 @@ class Processes(msgspec.Struct, frozen=True, tag="processes"):
     """Ask which processes run."""
 
 
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """Let the testbed outlive its owner, until somebody asks for its end."""
+
+
 class Down(msgspec.Struct, frozen=True, tag="down"):
     """Take the testbed down; the connection closes when that is done."""
 
 
-Request = Spawn | Kill | Processes | Down
+Request = Spawn | Kill | Processes | Release | Down
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -84,7 +88,7 @@ class Keeper:
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._stop = asyncio.Event()
 
-    async def run(self, *, watch_owner: bool) -> None:
+    async def run(self) -> None:
         """Make the network, serve, and take everything down.
 
         Says on standard output, in one line of JSON, that it is ready, or why it is not.
@@ -92,9 +96,8 @@ class Keeper:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
-        if watch_owner:
-            os.set_blocking(0, False)
-            loop.add_reader(0, self._owner_said)
+        os.set_blocking(0, False)
+        loop.add_reader(0, self._owner_said)
         try:
             network.refuse_foreign_namespaces(self._topology)
         except KawarimiError as error:
@@ -140,6 +143,8 @@ class Keeper:
                     await self._end(self._processes[name])
             case Processes():
                 pass
+            case Release():
+                asyncio.get_running_loop().remove_reader(0)
             case Down():
                 self._stop.set()
         return Reply(
@@ -203,11 +208,11 @@ def read_description(folder: Path) -> Description:
 
 
 def main() -> None:
-    """Run as `python -m kawarimi_testbed.keeper FOLDER owned|detached`."""
+    """Run as `python -m kawarimi_testbed.keeper FOLDER`."""
     folder = Path(sys.argv[1])
     keeper = Keeper(folder, read_description(folder))
     try:
-        asyncio.run(keeper.run(watch_owner=sys.argv[2] == "owned"))
+        asyncio.run(keeper.run())
     finally:
         shutil.rmtree(folder)
 

@@ -6,6 +6,7 @@ nor each other's, and all may use the same addresses. Deleting the namespaces de
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -94,7 +95,7 @@ def _attach(namespace: str, link: str, bridge: str) -> None:
 
 
 def add_tap(topology: Topology, host: str, tap: str, network: str) -> None:
-    """Make a tap on a host's bridge; it is there when this returns, whether it was before or not."""
+    """Make a tap on a host's bridge, if it is not there already."""
     namespace = topology.namespace(host)
     if tap not in _ip("-n", namespace, "-br", "link", "show"):
         _ip("-n", namespace, "tuntap", "add", tap, "mode", "tap")
@@ -128,7 +129,5 @@ def delete(topology: Topology) -> None:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -54,16 +54,13 @@ class KeeperClient:
 
     @classmethod
     async def start(
-        cls,
-        description: Description,
-        *,
-        detached: bool,
-        deadline_s: float = _START_DEADLINE_S,
+        cls, description: Description, *, deadline_s: float = _START_DEADLINE_S
     ) -> KeeperClient:
         """Claim the testbed's folder and start a keeper.
 
-        :param detached: whether the keeper outlives this process. If not, it takes the testbed
-            down as soon as this process has ended, however that came about.
+        The keeper takes the testbed down as soon as this process has ended, however that came
+        about, unless it was released (`keeper.Release`).
+
         :param deadline_s: seconds for the keeper to make the network.
         :raise PreflightRefused: `testbed-exists` or `namespace-in-use`; nothing was made.
         :raise ExecutionFailed: `testbed-start-failed`; nothing is left.
@@ -74,11 +71,8 @@ class KeeperClient:
             (folder / DESCRIPTION).write_bytes(msgspec.json.encode(description))
             with (Path(description.logs) / "keeper.log").open("ab") as log:
                 process = subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", "kawarimi_testbed.keeper", str(folder)),
-                        "detached" if detached else "owned",
-                    ],
-                    stdin=subprocess.DEVNULL if detached else subprocess.PIPE,
+                    [sys.executable, "-m", "kawarimi_testbed.keeper", str(folder)],
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     pass_fds=[lock],
@@ -172,9 +166,7 @@ class KeeperClient:
 async def _await_ready(process: subprocess.Popen[bytes], deadline_s: float) -> None:
     assert process.stdout is not None
     try:
-        line = await asyncio.wait_for(
-            asyncio.to_thread(process.stdout.readline), deadline_s
-        )
+        line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), deadline_s)
     except TimeoutError:
         raise ExecutionFailed(
             Slug.TESTBED_START_FAILED, f"The keeper was not ready in {deadline_s:.0f} s."
@@ -190,7 +182,9 @@ async def _await_ready(process: subprocess.Popen[bytes], deadline_s: float) -> N
 
 def _as_error(fields: dict[str, object]) -> KawarimiError:
     """Return an error that was raised in the keeper, with its class and fields."""
-    kind = PreflightRefused if fields["exit_code"] == PreflightRefused.exit_code else ExecutionFailed
+    kind = (
+        PreflightRefused if fields["exit_code"] == PreflightRefused.exit_code else ExecutionFailed
+    )
     facts = fields["facts"]
     assert isinstance(facts, dict)
     return kind(

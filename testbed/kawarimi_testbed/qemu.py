@@ -30,14 +30,14 @@ def taps(topology: Topology, host: str, guest: str) -> dict[str, str]:
     """Return the taps that a guest's QEMU needs on a host, each with its network."""
     needed = {ethernet_tap(guest): "ethernet"}
     fabric = topology.host(host).fabric
-    if fabric and topology.hca is not HcaVariant.VFIO:
+    if fabric and not topology.hca_device:
         needed[hca_tap(guest)] = fabric
     return needed
 
 
 def hca(topology: Topology, host: str, guest: str) -> Hca:
     """Return the HCA that a guest gets on a host that has a fabric."""
-    if topology.hca is HcaVariant.VFIO:
+    if topology.hca_device:
         return Hca(HCA_ID, HCA_SLOT, "vfio-pci", {"host": topology.hca_device})
     properties: dict[str, object] = {
         "netdev": _HCA_NETDEV,

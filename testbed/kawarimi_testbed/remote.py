@@ -1,7 +1,7 @@
 """Run commands in a guest from the harness: the client of guest_files/rshd.py.
 
 Spoken from inside the testbed's switch namespace, where the harness has an address on the guests'
-Ethernet. A guest answers at the same address on every host, so that this needs not know where it is.
+Ethernet. A guest answers at the same address on every host, so that nobody here need know where.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ RSHD_PORT = 514
 STDIN, STDOUT, STDERR, STATUS = range(4)
 _HEADER = struct.Struct(">BI")
 _CONNECT_DEADLINE_S = 5.0
+_QUOTED_CHARACTERS = 2000
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,7 @@ class Remote:
             raise self._failed(
                 Slug.COMMAND_FAILED, f"failed with exit code {exit_code}", argv, written
             )
-        return Completed(
-            exit_code, written[STDOUT].decode("utf-8", "replace"), written[STDERR].decode("utf-8", "replace")
-        )  # fmt: skip
+        return Completed(exit_code, _text(written[STDOUT]), _text(written[STDERR]))
 
     def _failed(
         self, slug: Slug, how: str, argv: Sequence[str], written: Mapping[int, bytearray]
@@ -178,7 +177,11 @@ class Remote:
             f"In {self.guest}, {command!r} {how}.",
             scope=Scope.GUEST,
             facts={
-                "stdout": written[STDOUT].decode("utf-8", "replace")[-2000:],
-                "stderr": written[STDERR].decode("utf-8", "replace")[-2000:],
+                "stdout": _text(written[STDOUT])[-_QUOTED_CHARACTERS:],
+                "stderr": _text(written[STDERR])[-_QUOTED_CHARACTERS:],
             },
         )
+
+
+def _text(data: bytearray) -> str:
+    return data.decode("utf-8", "replace")

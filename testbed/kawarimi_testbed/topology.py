@@ -29,8 +29,6 @@ class HcaVariant(enum.StrEnum):
     """e1000e, ACPI hot-plug: its link takes two seconds to come up, as InfiniBand's takes more."""
     PCIEHP = "pciehp"
     """virtio-net, native PCIe hot-plug: the guest takes six seconds to let it go."""
-    VFIO = "vfio"
-    """A PCI device of this machine (`Topology.hca_device`), passed through with vfio-pci."""
 
 
 class HostSpec(msgspec.Struct, frozen=True):
@@ -56,8 +54,9 @@ class Topology(msgspec.Struct, frozen=True):
     guests: int = 2
     guest_memory_mib: int = 512
     hca: HcaVariant = HcaVariant.VIRTIO
-    hca_device: str = ""
-    """For `HcaVariant.VFIO`: the PCI address of the device, which is bound to vfio-pci."""
+    hca_device: str | None = None
+    """The PCI address of a device that is bound to vfio-pci, and passed through instead of an
+    emulated NIC; its MAC is the `hca_mac` of the guest on the first host."""
     ssh: bool = False
     accelerator: str = "tcg,thread=multi"
 
@@ -82,7 +81,7 @@ class Topology(msgspec.Struct, frozen=True):
 
     @property
     def guest_names(self) -> list[str]:
-        """Return the guests' names: vm1, vm2, …"""
+        """Return the guests' names: vm1, vm2 and so on."""
         return [f"vm{number}" for number in range(1, self.guests + 1)]
 
     @property
@@ -173,7 +172,7 @@ class Topology(msgspec.Struct, frozen=True):
     @property
     def hca_mtu(self) -> int:
         """Return the MTU of the HCAs' NICs: room for a RoCE MTU of 4096, where the NIC can."""
-        return 4200 if self.hca in (HcaVariant.VIRTIO, HcaVariant.PCIEHP) else 1500
+        return 1500 if self.hca is HcaVariant.E1000E else 4200
 
     def _host_index(self, host: str) -> int:
         return self.hosts.index(self.host(host))

@@ -6,6 +6,8 @@ NIC goes, the kernel removes the verbs device with it. Which MACs are HCAs, and 
 that each is to have, stands in /opt/kawarimi/etc/hca, one `MAC ADDRESS/PREFIX MTU` a line.
 """
 
+from __future__ import annotations
+
 import os
 import socket
 import subprocess
@@ -14,14 +16,17 @@ NETLINK_KOBJECT_UEVENT = 15
 KERNEL_GROUP = 1
 NET = "/sys/class/net"
 
+Hcas = dict[str, tuple[str, str]]
 
-def known_hcas():
+
+def known_hcas() -> Hcas:
+    """Return the address and the MTU of each HCA, by MAC."""
     with open("/opt/kawarimi/etc/hca") as file:
         rows = (line.split() for line in file)
         return {mac: (address, mtu) for mac, address, mtu in rows}
 
 
-def verbs_name():
+def verbs_name() -> str:
     """Return the first free name of the form rxeN: one HCA after another is rxe0."""
     number = 0
     while os.path.exists(f"/sys/class/infiniband/rxe{number}"):
@@ -29,7 +34,7 @@ def verbs_name():
     return f"rxe{number}"
 
 
-def attach(link, hcas):
+def attach(link: str, hcas: Hcas) -> None:
     """Make a verbs device over a network interface, if it is an HCA's."""
     try:
         with open(f"{NET}/{link}/address") as file:
@@ -42,14 +47,15 @@ def attach(link, hcas):
         f"ip address replace {address} dev {link}",
         f"rdma link add {name} type rxe netdev {link}",
     ):
-        done = subprocess.run(command.split(), stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command.split(), stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             print(f"hcad: {command}: {done.stderr.strip()}")
             return
     print(f"hcad: {name} over {link} ({address})")
 
 
-def main():
+def main() -> None:
+    """Attach what is there, then what comes, for ever."""
     hcas = known_hcas()
     events = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_KOBJECT_UEVENT)
     events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -57,9 +63,8 @@ def main():
     for link in os.listdir(NET):
         attach(link, hcas)
     while True:
-        fields = dict(
-            word.split("=", 1) for word in events.recv(65536).decode().split("\0") if "=" in word
-        )
+        words = events.recv(65536).decode().split("\0")
+        fields = dict(word.split("=", 1) for word in words if "=" in word)
         if fields.get("SUBSYSTEM") == "net" and fields.get("ACTION") == "add":
             attach(fields["INTERFACE"], hcas)
 

@@ -9,6 +9,8 @@ exit status in decimal. When the peer goes away, the command's session is killed
 Runs with -I and -S and imports little: an emulated guest pays for every module.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import pty
@@ -21,14 +23,18 @@ import sys
 PORT = 514
 STDIN, STDOUT, STDERR, STATUS = range(4)
 HEADER = struct.Struct(">BI")
+ENVIRONMENT = {
+    "PATH": "/opt/kawarimi/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PYTHONPATH": "/opt/kawarimi/lib",
+    "HOME": "/root",
+    "USER": "root",
+    "SHELL": "/bin/sh",
+    "TERM": "linux",
+}
 
 
-def send(peer, stream, data):
-    peer.sendall(HEADER.pack(stream, len(data)) + data)
-
-
-def start(request, stdio):
-    """Start the command with these three descriptors; return its process id."""
+def start(request: dict, stdio: tuple[int, int, int]) -> int:  # type: ignore[type-arg]
+    """Start the command on these descriptors, in a session of its own; return its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -36,7 +42,6 @@ def start(request, stdio):
     for target, source in enumerate(stdio):
         os.dup2(source, target)
     os.closerange(3, 1024)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if request.get("tty"):
         import fcntl
         import termios
@@ -44,100 +49,118 @@ def start(request, stdio):
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     try:
         os.chdir(request.get("cwd") or "/root")
-        environment = {
-            "PATH": "/opt/kawarimi/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": "/root",
-            "USER": "root",
-            "SHELL": "/bin/sh",
-            "TERM": "linux",
-            **request.get("env", {}),
-        }
         argv = request["argv"]
-        os.execvpe(argv[0], argv, environment)
+        os.execvpe(argv[0], argv, {**ENVIRONMENT, **request.get("env", {})})  # noqa: S606
     except OSError as error:
         os.write(2, f"rshd: {error}\n".encode())
     os._exit(127)
 
 
-def serve(peer):
-    """Serve one connection to its end, in a process of its own."""
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = peer.recv(1)
-        if not byte:
-            return
-        line += byte
-    request = json.loads(line)
-    if request.get("tty"):
-        master, slave = pty.openpty()
-        pid = start(request, (slave, slave, slave))
-        os.close(slave)
-        stdin, outputs = master, {master: STDOUT}
-    else:
-        pipes = [os.pipe() for _ in range(3)]
-        pid = start(request, (pipes[0][0], pipes[1][1], pipes[2][1]))
-        for unused in (pipes[0][0], pipes[1][1], pipes[2][1]):
-            os.close(unused)
-        stdin, outputs = pipes[0][1], {pipes[1][0]: STDOUT, pipes[2][0]: STDERR}
-    child = os.pidfd_open(pid)
-    selector = selectors.DefaultSelector()
-    selector.register(peer, selectors.EVENT_READ)
-    selector.register(child, selectors.EVENT_READ)
-    for fd in outputs:
-        os.set_blocking(fd, False)
-        selector.register(fd, selectors.EVENT_READ)
-    buffer = b""
+class Command:
+    """A running command, and the connection that it is for."""
 
-    def forward(fd):
-        """Send what a pipe holds; True once it is at its end."""
+    def __init__(self, peer: socket.socket, request: dict) -> None:  # type: ignore[type-arg]
+        self.peer = peer
+        self.buffer = b""
+        if request.get("tty"):
+            master, slave = pty.openpty()
+            stdio = (slave, slave, slave)
+            self.stdin = master
+            self.outputs = {master: STDOUT}
+        else:
+            pipes = [os.pipe() for _ in range(3)]
+            stdio = (pipes[0][0], pipes[1][1], pipes[2][1])
+            self.stdin = pipes[0][1]
+            self.outputs = {pipes[1][0]: STDOUT, pipes[2][0]: STDERR}
+        self.pid = start(request, stdio)
+        for descriptor in set(stdio):
+            os.close(descriptor)
+        for descriptor in self.outputs:
+            os.set_blocking(descriptor, False)
+
+    def serve(self) -> None:
+        """Carry bytes both ways until the command ends or the peer goes away."""
+        child = os.pidfd_open(self.pid)
+        selector = selectors.DefaultSelector()
+        for source in (self.peer.fileno(), child, *self.outputs):
+            selector.register(source, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fd == self.peer.fileno():
+                    self.receive()
+                elif key.fd == child:
+                    # A background process may keep the pipes open. Like rsh, what is in them now
+                    # is all that is waited for.
+                    _, status = os.waitpid(self.pid, 0)
+                    for descriptor in self.outputs:
+                        self.forward(descriptor)
+                    code = os.waitstatus_to_exitcode(status)
+                    self.send(STATUS, str(code if code >= 0 else 128 - code).encode())
+                    return
+                elif self.forward(key.fd):
+                    selector.unregister(key.fd)
+
+    def send(self, stream: int, data: bytes) -> None:
+        """Send one frame."""
+        self.peer.sendall(HEADER.pack(stream, len(data)) + data)
+
+    def forward(self, descriptor: int) -> bool:
+        """Send what an output holds; True once it is at its end."""
         while True:
             try:
-                data = os.read(fd, 65536)
+                data = os.read(descriptor, 65536)
             except BlockingIOError:
                 return False
             except OSError:  # a terminal whose last user has gone
                 return True
             if not data:
                 return True
-            send(peer, outputs[fd], data)
+            self.send(self.outputs[descriptor], data)
 
+    def receive(self) -> None:
+        """Hand what the peer has sent to the command."""
+        data = self.peer.recv(65536)
+        if not data:
+            raise ConnectionResetError
+        self.buffer += data
+        while len(self.buffer) >= HEADER.size:
+            _, length = HEADER.unpack_from(self.buffer)
+            end = HEADER.size + length
+            if len(self.buffer) < end:
+                return
+            chunk, self.buffer = self.buffer[HEADER.size : end], self.buffer[end:]
+            try:
+                if chunk:
+                    os.write(self.stdin, chunk)
+                elif self.stdin not in self.outputs:
+                    os.close(self.stdin)
+            except OSError:  # the command reads no more
+                pass
+
+
+def serve(peer: socket.socket) -> None:
+    """Serve one connection to its end."""
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer that vanished without a word (a killed QEMU) is noticed within a minute.
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = peer.recv(1)  # no more than the line: frames follow it
+        if not byte:
+            return
+        line += byte
+    command = Command(peer, json.loads(line))
     try:
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is peer:
-                    data = peer.recv(65536)
-                    if not data:
-                        raise ConnectionResetError
-                    buffer += data
-                    while len(buffer) >= HEADER.size:
-                        _, length = HEADER.unpack_from(buffer)
-                        if len(buffer) < HEADER.size + length:
-                            break
-                        chunk = buffer[HEADER.size : HEADER.size + length]
-                        buffer = buffer[HEADER.size + length :]
-                        try:
-                            if chunk:
-                                os.write(stdin, chunk)
-                            elif stdin not in outputs:
-                                os.close(stdin)
-                        except OSError:  # the command reads no more
-                            pass
-                elif key.fileobj == child:
-                    # The command has ended. A background process may keep the pipes open; like
-                    # rsh, what is in them now is all that is waited for.
-                    _, status = os.waitpid(pid, 0)
-                    for fd in list(outputs):
-                        forward(fd)
-                    code = os.waitstatus_to_exitcode(status)
-                    send(peer, STATUS, str(code if code >= 0 else 128 - code).encode())
-                    return
-                elif forward(key.fileobj):
-                    selector.unregister(key.fileobj)
+        command.serve()
     except (ConnectionError, TimeoutError):
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(command.pid, signal.SIGKILL)
 
 
-def main(address):
+def main(address: str) -> None:
+    """Serve for ever, each connection in a process of its own."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the connections' processes
     server = socket.create_server((address, PORT), backlog=64)
     print(f"rshd: listening on {address}:{PORT}")
@@ -146,12 +169,6 @@ def main(address):
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             server.close()
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # A peer that vanished without a word (a killed QEMU) is noticed within a minute.
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
             serve(peer)
             os._exit(0)
         peer.close()

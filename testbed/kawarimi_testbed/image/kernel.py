@@ -28,7 +28,7 @@ ROOT_MODULES = [
     # The outer guest of the nested variant: KVM on AMD, passthrough, the host's files over 9p.
     *("kvm_amd", "vfio_pci", "vfio_iommu_type1", "9p", "9pnet_virtio", "tun", "bridge", "veth"),
 ]
-"""Copied into the root file system; nothing autoloads them, the guest's init names what it wants."""
+"""Copied to the root file system. Nothing autoloads them: the guest's init names what it wants."""
 
 _DEADLINE_S = 120.0
 _COMPRESSIONS: list[tuple[bytes, Callable[[bytes], bytes]]] = [

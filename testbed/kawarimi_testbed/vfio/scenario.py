@@ -34,7 +34,7 @@ TOPOLOGY = Topology(
     hosts=(HostSpec("hosta", "fabrica"), HostSpec("hostb", "fabrica")),
     guests=1,
     guest_memory_mib=256,
-    hca=HcaVariant.VFIO,
+    hca=HcaVariant.E1000E,
     hca_device="0000:01:00.0",
     accelerator="kvm",
 )
@@ -85,9 +85,7 @@ class _Scenario:
         """Boot the guest, move it, and take everything down."""
         with self._step("inner network"):
             description = Description(TOPOLOGY, str(logs), str(image.folder))
-            keeper = await KeeperClient.start(
-                description, detached=False, deadline_s=_NETWORK_DEADLINE_S
-            )
+            keeper = await KeeperClient.start(description, deadline_s=_NETWORK_DEADLINE_S)
         (keeper.folder / "payload.img").symlink_to(payload)
         guest = Guest(TOPOLOGY, "vm1", keeper, image, logs)
         try:

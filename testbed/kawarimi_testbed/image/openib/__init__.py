@@ -32,14 +32,14 @@ def build(debian: Debian, folder: Path, log: Path) -> Path:
     include_dirs = run(["mpicc", "--showme:incdirs"], log=log, deadline_s=10).split()
     lib_dirs = run(["mpicc", "--showme:libdirs"], log=log, deadline_s=10).split()
     # Our opal_config.h before Debian's, and Debian's installed headers before the source tree's.
-    search = [Path(__file__).parent, openib, *reversed(include_dirs), source]
+    search: list[str | Path] = [Path(__file__).parent, openib, *reversed(include_dirs), source]
     includes = [f"-I{path}" for path in search]
     objects = folder / "objects"
     objects.mkdir()
 
     def compile_one(file: Path) -> Path:
         target = objects / f"{file.stem}.o"
-        argv = ["gcc", *_CFLAGS, *includes, "-c", file, "-o", target]
+        argv: list[str | Path] = ["gcc", *_CFLAGS, *includes, "-c", file, "-o", target]
         run(argv, log=log, deadline_s=_COMPILE_DEADLINE_S)
         return target
 

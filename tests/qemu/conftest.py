@@ -1,0 +1,40 @@
+"""Two shared guests for the tests below."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from kawarimi_testbed.guest import Guest
+from kawarimi_testbed.testbed import Testbed
+from kawarimi_testbed.topology import Topology
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/qemu/" in str(item.path):
+            item.add_marker(pytest.mark.qemu)
+
+
+@pytest.fixture(scope="session")
+async def testbed(start_testbed) -> AsyncIterator[Testbed]:
+    """Two guests on hosta with their HCAs; whoever moves a guest or takes its HCA puts it back."""
+    async with start_testbed(Topology(name="shared")) as testbed:
+        yield testbed
+
+
+@pytest.fixture
+async def vm1(testbed: Testbed) -> AsyncIterator[Guest]:
+    """The first guest, put back to hosta with its HCA afterwards."""
+    guest = testbed.guest("vm1")
+    yield guest
+    if guest.host != "hosta":
+        if guest.hca_address:
+            with contextlib.suppress(Exception):
+                await guest.unplug()
+        await guest.migrate("hosta")
+    if not (await guest.run("rdma link show")).stdout:
+        await guest.plug()
+        await guest.wait_verbs()
