@@ -16,14 +16,16 @@
 #include "verbs_reap.h"
 
 static char fabric_name[MCA_BASE_MAX_COMPONENT_NAME_LEN + 1];
+static char fallback_name[MCA_BASE_MAX_COMPONENT_NAME_LEN + 1];
 
 /* Invariant: not NULL exactly while modules of the fabric are in mca_btl_base_modules_initialized. */
 static mca_btl_base_component_t *fabric;
 
-void kw_fabric_set(const char *name) {
+void kw_fabric_set(const char *name, const char *fallback) {
     mca_btl_base_selected_module_t *selected;
 
     snprintf(fabric_name, sizeof fabric_name, "%s", name);
+    snprintf(fallback_name, sizeof fallback_name, "%s", fallback);
     fabric = NULL;
     OPAL_LIST_FOREACH(selected, &mca_btl_base_modules_initialized,
                       mca_btl_base_selected_module_t) {
@@ -41,6 +43,10 @@ mca_btl_base_component_t *kw_fabric_component(void) {
 
 bool kw_fabric_has(const mca_btl_base_module_t *module) {
     return fabric != NULL && module->btl_component == fabric;
+}
+
+bool kw_fabric_replaces(const mca_btl_base_module_t *module) {
+    return strcmp(module->btl_component->btl_version.mca_component_name, fallback_name) == 0;
 }
 
 bool kw_fabric_is_module(const void *pointer) {
@@ -252,30 +258,39 @@ int kw_fabric_open(void) {
     return rc;
 }
 
-/* openib resizes its completion queues with each call of add_procs: one call for all peers. */
+/* Make the endpoints of one module. All processes of the job in one call and in order, this one
+ * included: openib resizes its completion queues with each call, and vader takes the position for
+ * the local rank. The endpoint to this process itself is deleted again, as r2 does where `self` is
+ * more exclusive. */
 static const char *module_connect(mca_btl_base_module_t *module) {
-    size_t len;
-    struct kw_peer_state *peers = kw_peers(&len);
-    opal_proc_t **procs = calloc(len + 1, sizeof *procs);
-    struct mca_btl_base_endpoint_t **endpoints = calloc(len + 1, sizeof *endpoints);
+    size_t procs_len = 0, peers_len;
+    ompi_proc_t **procs = ompi_proc_world(&procs_len); /* retains none of them */
+    struct mca_btl_base_endpoint_t **endpoints = calloc(procs_len + 1, sizeof *endpoints);
+    struct kw_peer_state *peers = kw_peers(&peers_len);
     const char *failed = procs == NULL || endpoints == NULL ? "no memory for endpoints" : NULL;
     opal_bitmap_t reachable;
 
     OBJ_CONSTRUCT(&reachable, opal_bitmap_t);
-    if (failed == NULL && opal_bitmap_init(&reachable, (int)len + 1) != OPAL_SUCCESS) {
+    if (failed == NULL && opal_bitmap_init(&reachable, (int)procs_len) != OPAL_SUCCESS) {
         failed = "no memory for endpoints";
     }
-    for (size_t p = 0; failed == NULL && p < len; p++) {
-        procs[p] = &peers[p].proc->super;
-    }
-    if (failed == NULL &&
-        module->btl_add_procs(module, len, procs, endpoints, &reachable) != OPAL_SUCCESS) {
+    if (failed == NULL && module->btl_add_procs(module, procs_len, (opal_proc_t **)procs, endpoints,
+                                                &reachable) != OPAL_SUCCESS) {
         failed = "the fabric's module refused its peers";
     }
-    for (size_t p = 0; failed == NULL && p < len; p++) {
-        if (opal_bitmap_is_set_bit(&reachable, (int)p) && endpoints[p] != NULL &&
-            kw_path_add(&peers[p], module, endpoints[p]) != OMPI_SUCCESS) {
-            failed = "no memory for endpoints";
+    for (size_t i = 0; failed == NULL && i < procs_len; i++) {
+        if (endpoints[i] == NULL || !opal_bitmap_is_set_bit(&reachable, (int)i)) {
+            continue;
+        }
+        if (procs[i] == ompi_proc_local_proc) {
+            module->btl_del_procs(module, 1, (opal_proc_t **)&procs[i], &endpoints[i]);
+            continue;
+        }
+        for (size_t p = 0; p < peers_len; p++) {
+            if (peers[p].proc == procs[i] &&
+                kw_path_add(&peers[p], module, endpoints[i]) != OMPI_SUCCESS) {
+                failed = "no memory for endpoints";
+            }
         }
     }
     OBJ_DESTRUCT(&reachable);

@@ -7,8 +7,12 @@
 #include "opal/mca/btl/base/base.h"
 #include "opal/mca/btl/btl.h"
 
-/* Name the fabric and look for its component among those that Open MPI selected. */
-void kw_fabric_set(const char *name);
+/* Name the fabric and the fallback, and look for the fabric's component among those that Open MPI
+ * selected. */
+void kw_fabric_set(const char *name, const char *fallback);
+
+/* Is this a module of the fallback? */
+bool kw_fabric_replaces(const mca_btl_base_module_t *module);
 
 /* The fabric's component, or NULL while it is closed. */
 mca_btl_base_component_t *kw_fabric_component(void);

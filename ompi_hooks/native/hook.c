@@ -54,7 +54,7 @@ static mca_bml_base_module_t *after_selection(int *priority, bool progress_threa
     if (bml == NULL) {
         return NULL;
     }
-    kw_fabric_set(parameter_fabric);
+    kw_fabric_set(parameter_fabric, parameter_fallback);
     OPAL_LIST_FOREACH(selected, &mca_btl_base_modules_initialized,
                       mca_btl_base_selected_module_t) {
         if (kw_fabric_has(selected->btl_module) &&
@@ -169,9 +169,6 @@ static const mca_btl_base_module_t *module_of(const char *name) {
 
 /* Why this job cannot be switched although the shim understands it; NULL if it can. */
 static const char *job_refusal(void) {
-    const mca_btl_base_module_t *fabric = module_of(parameter_fabric);
-    const mca_btl_base_module_t *fallback = module_of(parameter_fallback);
-
     if (ompi_mpi_thread_multiple) {
         return "the program asked for MPI_THREAD_MULTIPLE: another thread could be inside the "
                "fabric's BTL when it is closed";
@@ -179,14 +176,26 @@ static const char *job_refusal(void) {
     if (kw_pml.ob1->use_all_rdma) {
         return "pml_ob1_use_all_rdma is set: ob1 would start RDMA on a fabric that drains";
     }
-    if (fallback == NULL) {
+    if (strcmp(parameter_fabric, parameter_fallback) == 0) {
+        return "fabric and fallback are the same BTL";
+    }
+    if (module_of(parameter_fallback) == NULL) {
         return "the fallback BTL is not in use in this job: it is unknown, excluded, or found no "
                "interface";
     }
-    if (fabric != NULL && fabric->btl_exclusivity <= fallback->btl_exclusivity) {
-        return "the fabric's exclusivity is not above the fallback's: Open MPI would not prefer it";
-    }
     return kw_fabric_check();
+}
+
+/* Where the job begins. r2 gives each peer to the most exclusive of the BTLs that reach it. */
+static enum kw_state first_state(void) {
+    const mca_btl_base_module_t *fabric = module_of(parameter_fabric);
+    const mca_btl_base_module_t *fallback = module_of(parameter_fallback);
+
+    if (fabric == NULL) {
+        return KW_DETACHED;
+    }
+    return fallback == NULL || fabric->btl_exclusivity > fallback->btl_exclusivity ? KW_ATTACHED
+                                                                                   : KW_OPENED;
 }
 
 static void help_show(const char *topic, const char *reason) {
@@ -239,7 +248,7 @@ static void init_bottom(int argc, char **argv, int requested, int *provided) {
         help_show("unusable", unusable);
         return;
     }
-    kw_steps_begin(job_refusal());
+    kw_steps_begin(first_state(), job_refusal());
     kw_peers_watch(at_delete);
     dial_agent();
 }

@@ -18,6 +18,12 @@ static bool is_self(const mca_btl_base_module_t *module) {
     return strcmp(module->btl_component->btl_version.mca_component_name, "self") == 0;
 }
 
+/* vader's table of endpoints has room for one add_procs per local process, and writes beyond it
+ * (opal/mca/btl/vader/btl_vader_module.c: vader_add_procs counts local_rank up and never down). */
+static bool adds_procs_once(const mca_btl_base_module_t *module) {
+    return strcmp(module->btl_component->btl_version.mca_component_name, "vader") == 0;
+}
+
 /* Make the path to a peer through a module. Returns an Open MPI error code: OMPI_ERR_UNREACH if
  * this module cannot reach the peer, which is no failure. */
 static int path_make(struct kw_peer_state *peer, mca_btl_base_module_t *module) {
@@ -26,6 +32,9 @@ static int path_make(struct kw_peer_state *peer, mca_btl_base_module_t *module) 
     opal_bitmap_t reachable;
     int rc;
 
+    if (adds_procs_once(module)) {
+        return OMPI_ERR_UNREACH;
+    }
     OBJ_CONSTRUCT(&reachable, opal_bitmap_t);
     rc = opal_bitmap_init(&reachable, 1);
     if (rc == OPAL_SUCCESS) {
@@ -124,12 +133,6 @@ const char *kw_routes_reach_fallback(void) {
     return NULL;
 }
 
-static mca_bml_base_btl_t entry_make(const struct kw_path *path) {
-    return (mca_bml_base_btl_t){.btl_flags = path->module->btl_flags,
-                                .btl = path->module,
-                                .btl_endpoint = path->endpoint};
-}
-
 /* Room for `capacity` entries in each array of a table, without disturbing those that pending
  * requests may point to: a table that is too small is retired, not moved. */
 static int table_reserve(struct kw_peer_state *peer, enum kw_side side, size_t capacity) {
@@ -154,24 +157,12 @@ static int table_reserve(struct kw_peer_state *peer, enum kw_side side, size_t c
     return OMPI_ERR_OUT_OF_RESOURCE;
 }
 
-static void array_append(struct kw_array *array, const mca_bml_base_btl_t *entry, bool lasting) {
-    array->entries[array->len++] = *entry;
-    array->lasting += lasting ? 1 : 0;
-}
-
-/* Share out weights by bandwidth among the first `len` entries, as r2 does. */
-static void weights_set(struct kw_array *array, size_t len) {
-    double total = 0;
-
-    for (size_t i = 0; i < len; i++) {
-        total += array->entries[i].btl->btl_bandwidth;
-    }
-    for (size_t i = 0; i < len; i++) {
-        uint32_t bandwidth = array->entries[i].btl->btl_bandwidth;
-
-        array->entries[i].btl_weight =
-            bandwidth > 0 ? (float)(bandwidth / total) : (float)(1.0 / (double)len);
-    }
+static void array_append(struct kw_array *array, const struct kw_path *path, double weight) {
+    array->entries[array->len++] = (mca_bml_base_btl_t){.btl_flags = path->module->btl_flags,
+                                                        .btl_weight = (float)weight,
+                                                        .btl = path->module,
+                                                        .btl_endpoint = path->endpoint};
+    array->lasting += kw_fabric_has(path->module) ? 0 : 1;
 }
 
 /* r2's rule for RDMA, for a module that sends to the peer or not. */
@@ -185,12 +176,18 @@ static bool does_rdma(const struct kw_peer_state *peer, const mca_btl_base_modul
            (same_arch || (module->btl_flags & MCA_BTL_FLAGS_HETEROGENEOUS_RDMA) != 0);
 }
 
-/* The paths that take part on a side: lasting ones first, each group in r2's order of modules. */
-static size_t paths_order(struct kw_peer_state *peer, enum kw_side side,
-                          const struct kw_path **ordered) {
+/* A path, and what r2's rules make of it on one side. */
+struct choice {
+    const struct kw_path *path;
+    bool sends, does_rdma;
+};
+
+/* Every path of a peer: lasting ones first, each group in the framework's order of modules, which
+ * does not change for lasting ones. Returns their number. */
+static size_t choices_order(struct kw_peer_state *peer, struct choice *choices) {
     size_t len = 0;
 
-    for (int fabric = 0; fabric <= (side == KW_FABRIC ? 1 : 0); fabric++) {
+    for (int fabric = 0; fabric <= 1; fabric++) {
         mca_btl_base_selected_module_t *selected;
 
         OPAL_LIST_FOREACH(selected, &mca_btl_base_modules_initialized,
@@ -198,20 +195,61 @@ static size_t paths_order(struct kw_peer_state *peer, enum kw_side side,
             const struct kw_path *path = kw_path_find(peer, selected->btl_module);
 
             if (path != NULL && kw_fabric_has(path->module) == (fabric == 1)) {
-                ordered[len++] = path;
+                choices[len++] = (struct choice){.path = path};
             }
         }
     }
     return len;
 }
 
-/* Fill in the arrays of a table with room for all paths. Returns whether anything can send. */
-static bool table_fill(struct kw_peer_state *peer, enum kw_side side,
-                       const struct kw_path **ordered, size_t len) {
-    struct kw_table *table = &peer->tables[side];
-    struct kw_array *eager = &table->arrays[KW_EAGER], *send = &table->arrays[KW_SEND],
-                    *rdma = &table->arrays[KW_RDMA];
-    uint32_t best = 0, latency = UINT32_MAX;
+/* May this module send on this side, as far as fabric and fallback go? */
+static bool takes_part(const mca_btl_base_module_t *module, enum kw_side side, bool fabric_sends) {
+    if (kw_fabric_has(module)) {
+        return side == KW_FABRIC;
+    }
+    return side == KW_FALLBACK || !fabric_sends || !kw_fabric_replaces(module);
+}
+
+/* Apply the rules: who sends, and who does RDMA. Returns whether anything can send. */
+static bool choices_make(const struct kw_peer_state *peer, enum kw_side side,
+                         struct choice *choices, size_t len) {
+    bool fabric_sends = false, any = false;
+    uint32_t best = 0;
+
+    for (size_t i = 0; i < len; i++) {
+        const mca_btl_base_module_t *module = choices[i].path->module;
+
+        fabric_sends |= kw_fabric_has(module) && (module->btl_flags & MCA_BTL_FLAGS_SEND) != 0;
+    }
+    for (size_t i = 0; i < len; i++) {
+        const mca_btl_base_module_t *module = choices[i].path->module;
+
+        choices[i].sends = (module->btl_flags & MCA_BTL_FLAGS_SEND) != 0 &&
+                           takes_part(module, side, fabric_sends);
+        if (choices[i].sends && module->btl_exclusivity > best) {
+            best = module->btl_exclusivity;
+        }
+    }
+    for (size_t i = 0; i < len; i++) {
+        const mca_btl_base_module_t *module = choices[i].path->module;
+
+        choices[i].sends = choices[i].sends && module->btl_exclusivity == best;
+        choices[i].does_rdma = takes_part(module, side, fabric_sends) &&
+                               does_rdma(peer, module, choices[i].sends);
+        any |= choices[i].sends;
+    }
+    return any;
+}
+
+/* r2 shares out weights by bandwidth. */
+static double weight_of(const mca_btl_base_module_t *module, double total, size_t len) {
+    return module->btl_bandwidth > 0 ? module->btl_bandwidth / total : 1.0 / (double)len;
+}
+
+static void table_fill(struct kw_table *table, const struct choice *choices, size_t len) {
+    double send_total = 0, rdma_total = 0;
+    size_t senders = 0, rdmas = 0;
+    uint32_t latency = UINT32_MAX;
 
     for (int use = 0; use < KW_USES; use++) {
         table->arrays[use].len = table->arrays[use].lasting = 0;
@@ -219,62 +257,45 @@ static bool table_fill(struct kw_peer_state *peer, enum kw_side side,
     table->max_send_size = SIZE_MAX;
     table->pipeline_send_length = table->send_limit = 0;
     table->flags_or = 0;
-
     for (size_t i = 0; i < len; i++) {
-        const mca_btl_base_module_t *module = ordered[i]->module;
+        const mca_btl_base_module_t *module = choices[i].path->module;
 
-        if ((module->btl_flags & MCA_BTL_FLAGS_SEND) != 0 && module->btl_exclusivity > best) {
-            best = module->btl_exclusivity;
+        if (choices[i].sends) {
+            send_total += module->btl_bandwidth;
+            senders++;
+            latency = module->btl_latency < latency ? module->btl_latency : latency;
+        }
+        if (choices[i].does_rdma) {
+            rdma_total += module->btl_bandwidth;
+            rdmas++;
         }
     }
     for (size_t i = 0; i < len; i++) {
-        const mca_btl_base_module_t *module = ordered[i]->module;
-        mca_bml_base_btl_t entry = entry_make(ordered[i]);
-        bool lasting = !kw_fabric_has(module);
-        bool sends =
-            (module->btl_flags & MCA_BTL_FLAGS_SEND) != 0 && module->btl_exclusivity == best;
+        const mca_btl_base_module_t *module = choices[i].path->module;
 
-        if (sends) {
-            array_append(send, &entry, lasting);
+        if (choices[i].sends) {
+            double weight = weight_of(module, send_total, senders);
+
+            array_append(&table->arrays[KW_SEND], choices[i].path, weight);
+            if (module->btl_latency == latency) {
+                array_append(&table->arrays[KW_EAGER], choices[i].path, weight);
+            }
             table->flags_or |= module->btl_flags;
             if (module->btl_max_send_size < table->max_send_size) {
                 table->max_send_size = module->btl_max_send_size;
             }
-            if (module->btl_latency < latency) {
-                latency = module->btl_latency;
-            }
         }
-        if (does_rdma(peer, module, sends)) {
-            array_append(rdma, &entry, lasting);
+        if (choices[i].does_rdma) {
+            array_append(&table->arrays[KW_RDMA], choices[i].path,
+                         weight_of(module, rdma_total, rdmas));
             if (module->btl_rdma_pipeline_send_length > table->pipeline_send_length) {
                 table->pipeline_send_length = module->btl_rdma_pipeline_send_length;
             }
             if (module->btl_min_rdma_pipeline_size > table->send_limit) {
                 table->send_limit = module->btl_min_rdma_pipeline_size;
             }
-        }
-    }
-    weights_set(send, send->len);
-    weights_set(rdma, rdma->len);
-    for (size_t i = 0; i < send->len; i++) {
-        if (send->entries[i].btl->btl_latency == latency) {
-            array_append(eager, &send->entries[i], i < send->lasting);
-        }
-    }
-    return send->len > 0;
-}
-
-/* On the fallback side the fabric follows at weight 0, for the RDMA operations under way. */
-static void table_append_draining(struct kw_peer_state *peer) {
-    struct kw_array *rdma = &peer->tables[KW_FALLBACK].arrays[KW_RDMA];
-
-    for (size_t i = 0; i < peer->paths_len; i++) {
-        const struct kw_path *path = &peer->paths[i];
-
-        if (kw_fabric_has(path->module) && (path->module->btl_flags & MCA_BTL_FLAGS_RDMA) != 0) {
-            mca_bml_base_btl_t entry = entry_make(path);
-
-            array_append(rdma, &entry, false);
+        } else if ((module->btl_flags & MCA_BTL_FLAGS_RDMA) != 0) {
+            array_append(&table->arrays[KW_RDMA], choices[i].path, 0);
         }
     }
 }
@@ -285,20 +306,20 @@ const char *kw_routes_build(enum kw_side side) {
 
     for (size_t p = 0; p < len; p++) {
         struct kw_peer_state *peer = &peers[p];
-        const struct kw_path **ordered = calloc(peer->paths_len + 1, sizeof *ordered);
+        struct choice *choices = calloc(peer->paths_len + 1, sizeof *choices);
+        size_t choices_len;
         bool sends;
 
-        if (ordered == NULL || table_reserve(peer, side, peer->paths_len) != OMPI_SUCCESS) {
-            free(ordered);
+        if (choices == NULL || table_reserve(peer, side, peer->paths_len) != OMPI_SUCCESS) {
+            free(choices);
             return failed_for(peer, "no memory for its routes");
         }
-        sends = table_fill(peer, side, ordered, paths_order(peer, side, ordered));
-        free(ordered);
+        choices_len = choices_order(peer, choices);
+        sends = choices_make(peer, side, choices, choices_len);
+        table_fill(&peer->tables[side], choices, choices_len);
+        free(choices);
         if (!sends) {
             return failed_for(peer, "nothing can send to it");
-        }
-        if (side == KW_FALLBACK) {
-            table_append_draining(peer);
         }
     }
     return NULL;
@@ -408,9 +429,10 @@ static int by_falling_exclusivity(const void *a, const void *b) {
     return left > right ? -1 : left < right ? 1 : 0;
 }
 
-int kw_routes_offer_fabric(bool offered) {
+int kw_routes_offer_fabric(void) {
     size_t all = opal_list_get_size(&mca_btl_base_modules_initialized), len = 0;
-    mca_btl_base_module_t **modules = malloc((all + 1) * sizeof *modules);
+    mca_btl_base_module_t **modules =
+        realloc(kw_pml.r2->btl_modules, (all + 1) * sizeof *modules);
     mca_btl_base_selected_module_t *selected;
 
     if (modules == NULL) {
@@ -418,15 +440,25 @@ int kw_routes_offer_fabric(bool offered) {
     }
     OPAL_LIST_FOREACH(selected, &mca_btl_base_modules_initialized,
                       mca_btl_base_selected_module_t) {
-        if (offered || !kw_fabric_has(selected->btl_module)) {
-            modules[len++] = selected->btl_module;
-        }
+        modules[len++] = selected->btl_module;
     }
     qsort(modules, len, sizeof *modules, by_falling_exclusivity);
-    free(kw_pml.r2->btl_modules);
     kw_pml.r2->btl_modules = modules;
     kw_pml.r2->num_btl_modules = len;
     return OMPI_SUCCESS;
+}
+
+void kw_routes_withhold_fabric(void) {
+    size_t kept = 0;
+
+    for (size_t i = 0; i < kw_pml.r2->num_btl_modules; i++) {
+        mca_btl_base_module_t *module = kw_pml.r2->btl_modules[i];
+
+        if (!kw_fabric_has(module)) {
+            kw_pml.r2->btl_modules[kept++] = module;
+        }
+    }
+    kw_pml.r2->num_btl_modules = kept;
 }
 
 int kw_routes_progress_add(mca_btl_base_component_t *component) {

@@ -42,6 +42,15 @@ static enum kw_outcome not_in_this_state(struct result *result) {
     return refused(result, "the rank is in another state");
 }
 
+static const char *fallback_make_ready(void) {
+    const char *failed = kw_peers_refresh();
+
+    if (failed == NULL) {
+        failed = kw_routes_reach_fallback();
+    }
+    return failed != NULL ? failed : kw_routes_build(KW_FALLBACK);
+}
+
 /* Every peer reachable on both sides, and r2 makes no new endpoint on the fabric: from the barrier
  * after it on, of any two ranks either both or neither have an endpoint there. */
 static enum kw_outcome prepare(const struct kw_command *command, struct result *result) {
@@ -59,20 +68,11 @@ static enum kw_outcome prepare(const struct kw_command *command, struct result *
     if (result->text != NULL) {
         return KW_REFUSED;
     }
-    result->text = kw_peers_refresh();
-    if (result->text == NULL) {
-        result->text = kw_routes_reach_fallback();
-    }
-    if (result->text == NULL) {
-        result->text = kw_routes_build(KW_FALLBACK);
-    }
+    result->text = fallback_make_ready();
     if (result->text != NULL) {
         return KW_NO_PATH;
     }
-    if (kw_routes_offer_fabric(false) != OMPI_SUCCESS) {
-        result->text = "out of memory";
-        return KW_FAILED;
-    }
+    kw_routes_withhold_fabric();
     state_set(KW_PREPARED);
     return KW_OK;
 }
@@ -102,6 +102,7 @@ static enum kw_outcome drain(const struct kw_command *command, struct result *re
 }
 
 static void fabric_leave(void) {
+    kw_routes_withhold_fabric();
     kw_drain_tend();
     kw_drain_release_registrations();
     kw_routes_drop_fabric();
@@ -189,9 +190,14 @@ static enum kw_outcome add(const struct kw_command *command, struct result *resu
     if (result->text == NULL) {
         result->text = kw_routes_build(KW_FABRIC);
     }
+    if (result->text == NULL) {
+        result->text = kw_routes_build(KW_FALLBACK);
+    }
     if (result->text != NULL) {
         return KW_NO_PATH;
     }
+    /* Now with the fabric at weight 0: a peer that has passed ENABLE may ask for RDMA over it. */
+    kw_routes_publish(KW_FALLBACK);
     state_set(KW_CONNECTED);
     return KW_OK;
 }
@@ -204,7 +210,7 @@ static enum kw_outcome enable(const struct kw_command *command, struct result *r
     if (state != KW_CONNECTED) {
         return not_in_this_state(result);
     }
-    if (kw_routes_offer_fabric(true) != OMPI_SUCCESS) {
+    if (kw_routes_offer_fabric() != OMPI_SUCCESS) {
         result->text = "out of memory";
         return KW_FAILED;
     }
@@ -223,6 +229,11 @@ static enum kw_outcome abort_switch(const struct kw_command *command, struct res
         return KW_OK;
     case KW_OPENED:
     case KW_CONNECTED:
+        result->text = fallback_make_ready();
+        if (result->text != NULL) {
+            return KW_NO_PATH;
+        }
+        kw_routes_publish(KW_FALLBACK);
         fabric_leave();
         return KW_OK;
     case KW_DRAINING:
@@ -236,7 +247,7 @@ static enum kw_outcome abort_switch(const struct kw_command *command, struct res
     case KW_PREPARED:
         break;
     }
-    if (kw_routes_offer_fabric(true) != OMPI_SUCCESS) {
+    if (kw_routes_offer_fabric() != OMPI_SUCCESS) {
         result->text = "out of memory";
         return KW_FAILED;
     }
@@ -289,9 +300,9 @@ static const struct {
     {KW_ENABLE, TAKE, KW_STEP_COMMIT, "enable", enable},
 };
 
-void kw_steps_begin(const char *why_not) {
+void kw_steps_begin(enum kw_state first, const char *why_not) {
     refusal = why_not;
-    state_set(kw_fabric_component() != NULL ? KW_ATTACHED : KW_DETACHED);
+    state_set(first);
 }
 
 void kw_steps_describe(struct kw_hello *hello) {

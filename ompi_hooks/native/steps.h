@@ -6,9 +6,9 @@
 
 #include "link.h"
 
-/* Begin: find out where the rank stands. `refusal` says why it cannot be switched, or is NULL; it
- * must live as long as the process. */
-void kw_steps_begin(const char *refusal);
+/* Begin in this state. `refusal` says why the rank cannot be switched, or is NULL; it must live as
+ * long as the process. */
+void kw_steps_begin(enum kw_state state, const char *refusal);
 
 /* Fill in the hello's state, kind, names of steps and refusal. */
 void kw_steps_describe(struct kw_hello *hello);
