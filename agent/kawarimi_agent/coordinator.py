@@ -2,14 +2,14 @@
 
 The steps, their order and how each has to be run come from the ranks' hello; every step is a
 barrier by that name: the next one is not begun before every rank has answered. There is one way
-back, ABORT, and one step after which it no longer leads back: the one marked COMMIT. When some ranks
-have passed that and others have not, the only way is forward: the step is asked of the others again.
+back, ABORT, and one step after which it no longer leads back: the one marked COMMIT. When some
+ranks have passed that and others have not, the only way is forward: the others are asked again.
 
-Draining ends after two equal waves in which the job's sums of sent and received messages agree and
-nothing is outstanding anywhere. One wave is not enough: the ranks answer at different moments, and a
-message may be counted as received by one that answers late and not yet as sent by one that answered
-early. Between two waves with the same counts nothing was sent or received at all. (Mattern, 1987,
-"Algorithms for distributed termination detection", the four-counter method.)
+Draining ends after two equal waves in which the job's sums of sent and received messages agree
+and nothing is outstanding anywhere. One wave is not enough: the ranks answer at different moments,
+and a message may be counted as received by one that answers late and not yet as sent by one that
+answered early. Between two waves with the same counts nothing was sent or received at all.
+(Mattern, 1987, "Algorithms for distributed termination detection", the four-counter method.)
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ class Switch:
                 silent.append(rank.name)
             elif result.outcome is not Outcome.OK:
                 refused[rank.name] = result
-        facts = {"step": step, "ranks": gone or silent or list(refused)}
+        facts: dict[str, object] = {"step": step, "ranks": gone or silent or list(refused)}
         if gone:
             raise ExecutionFailed(
                 Slug.RANK_GONE,
@@ -273,7 +273,7 @@ class Switch:
                 Slug.RANK_NOT_REACHED,
                 f"{silent[0]} did not come to a safe point within {self._deadline_s:g} s "
                 f"(step {step})",
-                hint="a rank that computes for long outside MPI needs a longer --deadline, or --poke",
+                hint="a rank that computes for long outside MPI needs --deadline or --poke",
                 scope=Scope.RANK,
                 facts=facts,
             )
@@ -288,9 +288,7 @@ class Switch:
                 facts={**facts, "outcome": reply.outcome.name.lower()},
             )
 
-    async def _waves(
-        self, step: Step, send: Callable[[SwitchableRank], Awaitable[Reply]]
-    ) -> None:
+    async def _waves(self, step: Step, send: Callable[[SwitchableRank], Awaitable[Reply]]) -> None:
         """Repeat a step until two equal waves balance.
 
         :raise ExecutionFailed: they did not by the deadline; the facts hold every rank's counters.

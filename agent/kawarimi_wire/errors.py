@@ -109,7 +109,7 @@ class Slug(enum.StrEnum):
     UNKNOWN_JOB = "unknown-job"
     UNKNOWN_BTL = "unknown-btl"
     AGENT_UNREACHABLE = "agent-unreachable"
-    AGENT_RUNNING = "agent-running"
+    AGENT_CANNOT_LISTEN = "agent-cannot-listen"
     JOB_INCOMPLETE = "job-incomplete"
     JOB_NOT_SWITCHABLE = "job-not-switchable"
     JOB_BUSY = "job-busy"

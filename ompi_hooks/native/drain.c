@@ -100,9 +100,8 @@ static void packets_unbind(void) {
     }
 }
 
+void kw_drain_retry(void) {
 #ifndef KW_ABLATE_KICK
-/* ob1 retries what is pending only when a send completes, and only on that send's BTL. */
-static void pending_retry(void) {
     struct kw_ob1 *ob1 = kw_pml.ob1;
     size_t len;
     struct kw_peer_state *peers = kw_peers(&len);
@@ -125,8 +124,8 @@ static void pending_retry(void) {
     if (opal_list_get_size(&ob1->rdma_pending) > 0) {
         kw_pml.rdma_process_pending();
     }
-}
 #endif
+}
 
 /* kw_counts.received when kw_drain_tend() last ran. */
 static uint64_t tended_received;
@@ -138,13 +137,11 @@ void kw_drain_tend(void) {
 #endif
     free_list_visit(&mca_pml_base_send_requests, send_retarget);
     packets_unbind();
-#ifndef KW_ABLATE_KICK
-    pending_retry();
-#endif
+    kw_drain_retry();
 }
 
-int kw_drain_wants_tending(void) {
-    return kw_counts.received != tended_received || kw_drain_pending() > 0;
+bool kw_drain_arrived(void) {
+    return kw_counts.received != tended_received;
 }
 
 uint64_t kw_drain_pending(void) {

@@ -2,6 +2,7 @@
 #ifndef KAWARIMI_NATIVE_DRAIN_H
 #define KAWARIMI_NATIVE_DRAIN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Once the fallback is selected, and then again and again until the fabric is closed: make
@@ -10,9 +11,12 @@
  * rendezvous; what a sender has not scheduled yet goes over the routes in use. Idempotent. */
 void kw_drain_tend(void);
 
-/* Has anything arrived on the fabric, or is anything pending, that kw_drain_tend() should see? Cheap
- * enough for every call of the progress function. */
-int kw_drain_wants_tending(void);
+/* Has anything arrived on the fabric since the last kw_drain_tend()? */
+bool kw_drain_arrived(void);
+
+/* Let ob1 retry what is pending, now and on every BTL: by itself it does so only when a send
+ * completes, and only on that send's BTL, which may no longer be in use. */
+void kw_drain_retry(void);
 
 /* Entries of ob1's queues that may still need the fabric. */
 uint64_t kw_drain_pending(void);

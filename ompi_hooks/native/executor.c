@@ -8,19 +8,18 @@
 #include <stdlib.h>
 
 #include "counters.h"
-#include "drain.h"
 #include "link.h"
 #include "opal/runtime/opal_progress.h"
 #include "stall.h"
 #include "steps.h"
 
-enum { COMMANDS = 1, DRAINING = 2 };
+enum { COMMANDS = 1, TENDING = 2 };
 
-/* Why the progress function has anything to do; 0 almost always, and then it does nothing else than
- * read this.
+/* Why the progress function has anything to do; 0 until the first switch, and then it does nothing
+ * else than read this.
  * COMMANDS: set by the link's thread after it queued a command, cleared by the rank's thread before
  * it empties the queue, so that no command is overlooked.
- * DRAINING: the rank's thread's alone, equal to kw_steps_draining() whenever it leaves our code. */
+ * TENDING: set by the rank's thread when kw_steps_need_tending() has become true, for good. */
 static atomic_uint attention;
 
 /* Of the rank's thread: our code is on its stack. Open MPI's progress function may be called from
@@ -42,10 +41,7 @@ static void commands_run(void) {
 /* The safe point: nothing of a BTL and nothing of ours is on the stack, and no other thread is in
  * Open MPI. */
 static int serve(unsigned why) {
-    if (inside || kw_depth > 0) {
-        return 0;
-    }
-    if ((why & COMMANDS) == 0 && !kw_drain_wants_tending()) {
+    if (inside || kw_depth > 0 || ((why & COMMANDS) == 0 && !kw_steps_wants_tending())) {
         return 0;
     }
     inside = true;
@@ -53,23 +49,20 @@ static int serve(unsigned why) {
     if ((why & COMMANDS) != 0) {
         commands_run();
     } else {
-        kw_drain_tend();
+        kw_steps_tend();
     }
     while (kw_steps_held()) {
         opal_progress();
-        if (kw_steps_draining() && kw_drain_wants_tending()) {
-            kw_drain_tend();
-        }
         if ((atomic_load(&attention) & COMMANDS) != 0) {
             commands_run();
+        } else if (kw_steps_wants_tending()) {
+            kw_steps_tend();
         } else {
             sched_yield();
         }
     }
-    if (kw_steps_draining()) {
-        atomic_fetch_or(&attention, DRAINING);
-    } else {
-        atomic_fetch_and(&attention, ~(unsigned)DRAINING);
+    if (kw_steps_need_tending()) {
+        atomic_fetch_or(&attention, TENDING);
     }
     kw_stall_end();
     inside = false;

@@ -20,6 +20,7 @@ static enum kw_state state;
 static uint32_t epoch;
 static uint64_t held_until; /* on kw_clock(); 0: not held */
 static const char *refusal;
+static bool switched; /* routes other than r2's own have been published */
 
 /* A step's result besides its outcome. */
 struct result {
@@ -31,6 +32,11 @@ struct result {
 static void state_set(enum kw_state next) {
     state = next;
     kw_link_set_state(state, epoch);
+}
+
+static void routes_publish(enum kw_side side) {
+    kw_routes_publish(side);
+    switched = true;
 }
 
 static enum kw_outcome refused(struct result *result, const char *text) {
@@ -85,7 +91,7 @@ static enum kw_outcome select_fallback(const struct kw_command *command, struct 
     if (state != KW_PREPARED) {
         return not_in_this_state(result);
     }
-    kw_routes_publish(KW_FALLBACK);
+    routes_publish(KW_FALLBACK);
     state_set(KW_DRAINING);
     kw_drain_tend();
     return KW_OK;
@@ -197,7 +203,7 @@ static enum kw_outcome add(const struct kw_command *command, struct result *resu
         return KW_NO_PATH;
     }
     /* Now with the fabric at weight 0: a peer that has passed ENABLE may ask for RDMA over it. */
-    kw_routes_publish(KW_FALLBACK);
+    routes_publish(KW_FALLBACK);
     state_set(KW_CONNECTED);
     return KW_OK;
 }
@@ -214,7 +220,7 @@ static enum kw_outcome enable(const struct kw_command *command, struct result *r
         result->text = "out of memory";
         return KW_FAILED;
     }
-    kw_routes_publish(KW_FABRIC);
+    routes_publish(KW_FABRIC);
     state_set(KW_ATTACHED);
     return KW_OK;
 }
@@ -233,7 +239,7 @@ static enum kw_outcome abort_switch(const struct kw_command *command, struct res
         if (result->text != NULL) {
             return KW_NO_PATH;
         }
-        kw_routes_publish(KW_FALLBACK);
+        routes_publish(KW_FALLBACK);
         fabric_leave();
         return KW_OK;
     case KW_DRAINING:
@@ -241,7 +247,7 @@ static enum kw_outcome abort_switch(const struct kw_command *command, struct res
         if (result->text != NULL) {
             return KW_FAILED;
         }
-        kw_routes_publish(KW_FABRIC);
+        routes_publish(KW_FABRIC);
         state_set(KW_PREPARED);
         break;
     case KW_PREPARED:
@@ -395,8 +401,20 @@ void kw_steps_execute(const struct kw_incoming *incoming) {
     kw_link_reply(incoming->connection, &message);
 }
 
-bool kw_steps_draining(void) {
-    return state == KW_DRAINING;
+bool kw_steps_need_tending(void) {
+    return switched;
+}
+
+bool kw_steps_wants_tending(void) {
+    return kw_drain_pending() > 0 || (state == KW_DRAINING && kw_drain_arrived());
+}
+
+void kw_steps_tend(void) {
+    if (state == KW_DRAINING) {
+        kw_drain_tend();
+    } else {
+        kw_drain_retry();
+    }
 }
 
 bool kw_steps_held(void) {

@@ -16,8 +16,17 @@ void kw_steps_describe(struct kw_hello *hello);
 /* Execute one command and queue its reply. */
 void kw_steps_execute(const struct kw_incoming *incoming);
 
-/* Does the fabric need tending between commands (drain.h)? */
-bool kw_steps_draining(void);
+/* Between commands: is there a message that began on one BTL, ends on another, and waits for us?
+ * Cheap enough for every call of the progress function. */
+bool kw_steps_wants_tending(void);
+
+/* Do what such messages wait for. */
+void kw_steps_tend(void);
+
+/* Has the rank been led through a step that makes kw_steps_tend() necessary? Once true, always: a
+ * rendezvous may wait unmatched for as long as the program likes, and is acknowledged only on the
+ * BTL that it came on, or when somebody retries. */
+bool kw_steps_need_tending(void);
 
 /* Is the rank to stay parked? Becomes false by RESUME, by ABORT, or at the HOLD's own deadline. */
 bool kw_steps_held(void);
