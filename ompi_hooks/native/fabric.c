@@ -227,7 +227,7 @@ int kw_fabric_open(void) {
     mca_btl_base_module_t **modules;
     int rc, len = 0;
 
-    kw_interfaces_merge();
+    kw_interfaces_refresh();
     rc = component_load(&component);
     if (rc != OPAL_SUCCESS) {
         return rc;

@@ -35,25 +35,43 @@ static void interface_update(opal_if_t *interface, const struct ifaddrs *address
     interface->if_kernel_index = (uint16_t)if_nametoindex(address->ifa_name);
 }
 
-void kw_interfaces_merge(void) {
-    struct ifaddrs *addresses, *address;
+/* Of interfaces such as Open MPI lists: up, IPv4, not loopback. */
+static bool is_listed(const struct ifaddrs *address) {
+    return address->ifa_addr != NULL && address->ifa_addr->sa_family == AF_INET &&
+           (address->ifa_flags & IFF_UP) != 0 && (address->ifa_flags & IFF_LOOPBACK) == 0;
+}
 
-    if (getifaddrs(&addresses) != 0) {
-        return;
+static void stale_remove(const struct ifaddrs *addresses) {
+    opal_if_t *interface, *next;
+
+    OPAL_LIST_FOREACH_SAFE(interface, next, &opal_if_list, opal_if_t) {
+        const struct ifaddrs *address = addresses;
+
+        while (address != NULL &&
+               !(is_listed(address) && strcmp(address->ifa_name, interface->if_name) == 0)) {
+            address = address->ifa_next;
+        }
+        if (address == NULL && interface->af_family == AF_INET &&
+            (interface->if_flags & IFF_LOOPBACK) == 0) {
+            opal_list_remove_item(&opal_if_list, &interface->super);
+            OBJ_RELEASE(interface);
+        }
     }
-    for (address = addresses; address != NULL; address = address->ifa_next) {
+}
+
+static void fresh_add(const struct ifaddrs *addresses) {
+    for (const struct ifaddrs *address = addresses; address != NULL; address = address->ifa_next) {
         opal_if_t *interface;
         int index_max;
 
-        if (address->ifa_addr == NULL || address->ifa_addr->sa_family != AF_INET ||
-            (address->ifa_flags & IFF_UP) == 0 || (address->ifa_flags & IFF_LOOPBACK) != 0) {
+        if (!is_listed(address)) {
             continue;
         }
         interface = interface_find(address->ifa_name, &index_max);
         if (interface == NULL) {
             interface = OBJ_NEW(opal_if_t);
             if (interface == NULL) {
-                break;
+                return;
             }
             snprintf(interface->if_name, sizeof interface->if_name, "%s", address->ifa_name);
             interface->af_family = AF_INET;
@@ -62,5 +80,14 @@ void kw_interfaces_merge(void) {
         }
         interface_update(interface, address);
     }
-    freeifaddrs(addresses);
+}
+
+void kw_interfaces_refresh(void) {
+    struct ifaddrs *addresses;
+
+    if (getifaddrs(&addresses) == 0) {
+        stale_remove(addresses);
+        fresh_add(addresses);
+        freeifaddrs(addresses);
+    }
 }
