@@ -29,6 +29,7 @@
 #include "opal/util/proc.h"
 #include "opal/util/show_help.h"
 #include "peers.h"
+#include "poke.h"
 #include "steps.h"
 #include "verbs_reap.h"
 
@@ -135,6 +136,7 @@ static int component_open(void) {
 static void stop(void) {
     kw_executor_stop();
     kw_link_stop();
+    kw_poke_stop();
 }
 
 static int component_close(void) {
@@ -227,9 +229,9 @@ static void dial_agent(void) {
     snprintf(hello.fabric, sizeof hello.fabric, "%s", parameter_fabric);
     snprintf(hello.fallback, sizeof hello.fallback, "%s", parameter_fallback);
     kw_steps_describe(&hello);
+    kw_poke_start();
     if (kw_executor_start() != OPAL_SUCCESS ||
-        kw_link_start(parameter_agent, &hello, kw_executor_attention, kw_executor_attention) !=
-            0) {
+        kw_link_start(parameter_agent, &hello, kw_executor_attention, kw_poke) != 0) {
         kw_executor_stop();
         help_show("no-link", parameter_agent);
     }

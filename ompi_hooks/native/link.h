@@ -19,7 +19,7 @@ struct kw_incoming {
 /* Start the thread. It dials `path` until it succeeds, and again whenever the agent goes away; only
  * an agent that runs as root or as this process's own user is listened to. `hello` is copied; its
  * state and epoch follow kw_link_set_state(). `attention` is called in that thread, each time that
- * a command was queued; `poke` likewise, once a command that asks for it has waited in vain.
+ * a command was queued; `poke` likewise, again and again while one that asks for it waits.
  * Returns 0, or an errno. */
 int kw_link_start(const char *path, const struct kw_hello *hello, void (*attention)(void),
                   void (*poke)(void));

@@ -148,6 +148,17 @@ async def test_rank_that_does_not_come_is_left_alone(launcher: Launcher, program
         assert "OK" in await job.succeed()
 
 
+async def test_rank_that_computes_can_be_poked(launcher: Launcher, program: Program) -> None:
+    stop = launcher.directory / "stop"
+    async with launcher.start(program("steady"), stop, "compute", 6, ranks=2) as job:
+        await job.printed("COMPUTING")
+        for to in ("tcp", "vader", "tcp", "vader"):
+            report = await job.switch(to, deadline_s=3, poke=True)
+            assert report.changed
+        stop.touch()
+        assert "OK" in await job.succeed()
+
+
 async def test_rank_in_a_system_call_is_not_interrupted(
     launcher: Launcher, program: Program
 ) -> None:
