@@ -78,7 +78,7 @@ def _execute(command: tuple[str, ...], choice: Choice, mpicc: str) -> NoReturn:
     os.execve(program, list(command), variables)  # noqa: S606 (becoming it is the point)
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--fabric", default=Choice().fabric, show_default=True, metavar="BTL")
 @click.option("--fallback", default=Choice().fallback, show_default=True, metavar="BTL")
 @click.option(

@@ -48,9 +48,7 @@ def site(open_mpi: OpenMpi, namespace: str) -> Site:
 
 
 @pytest.fixture(scope="session")
-def program(
-    open_mpi: OpenMpi, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def program(open_mpi: OpenMpi, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Compile a program of tests/ompi/programs, once."""
     directory = tmp_path_factory.mktemp("programs")
 

@@ -38,9 +38,7 @@ async def switch_under_traffic(
 
 
 @pytest.mark.parametrize(("fabric", "fallback"), PAIRS)
-async def test_two_ranks(
-    launcher: Launcher, program: Program, fabric: str, fallback: str
-) -> None:
+async def test_two_ranks(launcher: Launcher, program: Program, fabric: str, fallback: str) -> None:
     await switch_under_traffic(launcher, program, fabric, fallback, ranks=2, switches=120)
 
 
@@ -83,9 +81,7 @@ async def test_held_across_detach_of_vader(
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "mprobe", "ssend", "order"])
-async def test_held_across_detach_of_tcp(
-    launcher: Launcher, program: Program, kind: str
-) -> None:
+async def test_held_across_detach_of_tcp(launcher: Launcher, program: Program, kind: str) -> None:
     job = await hold_across_detach(launcher, program, kind, "tcp", "vader")
     assert "OK" in job.text()
 
