@@ -20,6 +20,9 @@ lint: setup ## Format check, ruff, mypy --strict
 test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
 
+soak: setup ## 2,000 switches of each pair of BTLs under verified traffic (root, minutes)
+	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py -k two_ranks --timeout 3000
+
 lock: setup ## Pin the versions that CI installs
 	$(RUN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-annotate --no-header --upgrade --extra guest --extra host --extra bench --extra dev --output-file requirements.lock pyproject.toml

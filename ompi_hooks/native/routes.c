@@ -294,9 +294,12 @@ static void table_fill(struct kw_table *table, const struct choice *choices, siz
             if (module->btl_min_rdma_pipeline_size > table->send_limit) {
                 table->send_limit = module->btl_min_rdma_pipeline_size;
             }
-        } else if ((module->btl_flags & MCA_BTL_FLAGS_RDMA) != 0) {
+        }
+#ifndef KW_ABLATE_RDMA
+        if (!choices[i].does_rdma && (module->btl_flags & MCA_BTL_FLAGS_RDMA) != 0) {
             array_append(&table->arrays[KW_RDMA], choices[i].path, 0);
         }
+#endif
     }
 }
 

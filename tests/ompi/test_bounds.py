@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from harness import Job, Launcher, descriptors, is_mapped, resident_kb, threads
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from harness import Site
+
 from kawarimi_bridge.cli.main import main
 from kawarimi_ompi import build as building
 from kawarimi_ompi.build import OpenMpi
@@ -199,9 +199,7 @@ async def test_a_session(site: Site, program: Program, tmp_path: Path) -> None:
 async def test_control_socket_answers_nonsense(tmp_path: Path) -> None:
     with agent(tmp_path):
         path = tmp_path / "control.sock"
-        async with asyncio.timeout(20):
-            while not path.exists():
-                await asyncio.sleep(0.01)
+        await until(lambda answer: answer == [], "jobs", "--run-directory", str(tmp_path))
         for line in (b"\n", b"{}\n", b'{"ask":"everything"}\n', b"\xff\xfe\n"):
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(line)

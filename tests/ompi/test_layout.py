@@ -6,10 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from conftest import PROGRAMS
-from kawarimi_ompi.build import OpenMpi, native_sources
 from openmpi_source import open_mpi_source
+
+from kawarimi_ompi.build import OpenMpi, native_sources
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from conftest import PROGRAMS
+
 from kawarimi_ompi.build import native_sources
 
 FUZZ_INPUTS = int(os.environ.get("KAWARIMI_FUZZ_INPUTS", "100000"))

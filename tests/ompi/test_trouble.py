@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import struct
@@ -12,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-
 from harness import Job, Launcher
+
 from kawarimi_agent.coordinator import Switch, preflight
 from kawarimi_agent.ranks import Rank, RankServer
 from kawarimi_ompi.protocol import (
@@ -193,10 +194,8 @@ async def test_finalize_during_a_switch(launcher: Launcher, program: Program) ->
             await attached(job)
             stop.touch()
             await asyncio.sleep(number * 0.002)  # a moment further on in each turn
-            try:
+            with contextlib.suppress(KawarimiError, IndexError):  # the ranks have left
                 await job.switch("vader", deadline_s=5)
-            except (KawarimiError, IndexError):
-                pass  # the ranks have left
             assert "OK" in await job.succeed()
 
 
@@ -278,11 +277,9 @@ async def test_window_of_osc_rdma_is_refused(
         fallback="tcp",
         OMPI_MCA_osc="rdma",
     ) as job:
-        await job.printed("")
+        await job.printed("BEGIN")
         with pytest.raises(ExecutionFailed) as caught:
-            while True:  # until the window is there
-                await job.switch("tcp")
-                await job.switch("vader")
+            await job.switch("tcp")
         assert caught.value.slug is Slug.STEP_REFUSED
         assert "osc/rdma" in caught.value.what
         assert job.states() == {State.ATTACHED}

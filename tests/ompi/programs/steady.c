@@ -51,6 +51,9 @@ int main(int argc, char **argv) {
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
     if (strcmp(mode, "window") == 0) {
         MPI_Win_allocate(4096, 1, MPI_INFO_NULL, MPI_COMM_WORLD, &memory, &window);
+        MPI_Barrier(MPI_COMM_WORLD);
+        printf("BEGIN\n");
+        fflush(stdout);
     }
     while (go) {
         int mine = rank, sum;
