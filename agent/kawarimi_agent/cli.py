@@ -19,8 +19,10 @@ from kawarimi_agent.control import (
     ListJobs,
     ask,
 )
+from kawarimi_agent.coordinator import Switch
 from kawarimi_agent.jobs import Jobs, JobStatus, JobSummary
 from kawarimi_agent.ranks import RankServer
+from kawarimi_agent.remote import find_ranks
 from kawarimi_agent.report import SwitchReport
 from kawarimi_bridge.cli.output import json_option, print_json
 from kawarimi_wire.errors import ExecutionFailed, Slug
@@ -120,19 +122,42 @@ def status(job: str, run_directory: Path, as_json: bool) -> None:
         click.echo(f"  rank {rank.vpid:<5} {rank.state:<10} {heard}")
 
 
+async def _switch_everywhere(
+    controls: tuple[Path, ...], job: str, to: str, deadline_s: float, poke: bool
+) -> SwitchReport:
+    ranks = await find_ranks(controls, job)
+    return await Switch(job, ranks, to, deadline_s=deadline_s, poke=poke).run()
+
+
 @click.command()
 @click.argument("job")
 @click.option("--to", required=True, metavar="BTL", help="The job's fabric or its fallback.")
 @click.option("--deadline", default=30.0, show_default=True, metavar="SECONDS")
 @click.option("--poke", is_flag=True, help="Wake ranks that compute outside MPI, by a signal.")
+@click.option(
+    "--control",
+    "controls",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Control socket of an agent, one for each machine of the job; by default the local one.",
+)
 @_directory_option
 @json_option
 def switch(
-    job: str, to: str, deadline: float, poke: bool, run_directory: Path, as_json: bool
+    job: str,
+    to: str,
+    deadline: float,
+    poke: bool,
+    controls: tuple[Path, ...],
+    run_directory: Path,
+    as_json: bool,
 ) -> None:
     """Move a running job to another BTL, and wait until every rank has done it."""
-    request = AskSwitch(job, to, deadline, poke)
-    report = ask(run_directory / CONTROL_SOCKET, request, SwitchReport, deadline)
+    if controls:
+        report = asyncio.run(_switch_everywhere(controls, job, to, deadline, poke))
+    else:
+        request = AskSwitch(job, to, deadline, poke)
+        report = ask(run_directory / CONTROL_SOCKET, request, SwitchReport, deadline)
     if as_json:
         print_json(report)
         return

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from kawarimi_agent.jobs import Jobs, JobStatus, JobSummary
+from kawarimi_agent.jobs import Jobs, JobStatus, JobSummary, RankEntry
 from kawarimi_agent.report import SwitchReport
+from kawarimi_ompi.protocol import Blob, CommandFlag, Reply
 from kawarimi_wire import errors
 from kawarimi_wire.errors import (
     ExecutionFailed,
@@ -59,8 +60,27 @@ class AskSwitch(msgspec.Struct, frozen=True, tag="switch", tag_field="ask"):
     poke: bool
 
 
-Request = ListJobs | AskStatus | AskSwitch
-Answer = list[JobSummary] | JobStatus | SwitchReport
+class AskRanks(msgspec.Struct, frozen=True, tag="ranks", tag_field="ask"):
+    """List the ranks of one job that are connected here."""
+
+    job: str
+
+
+class AskCall(msgspec.Struct, frozen=True, tag="call", tag_field="ask"):
+    """Send one command to one rank; the fields are those of `kawarimi_agent.ranks.Rank.call`."""
+
+    job: str
+    vpid: int
+    code: int
+    epoch: int
+    deadline_s: float
+    flags: int
+    blobs: tuple[Blob, ...]
+    expires_s: float | None
+
+
+Request = ListJobs | AskStatus | AskSwitch | AskRanks | AskCall
+Answer = list[JobSummary] | JobStatus | SwitchReport | list[RankEntry] | Reply
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -128,6 +148,20 @@ class ControlServer:
             return self._jobs.summaries()
         if isinstance(request, AskStatus):
             return await self._jobs.status(request.job, uid, deadline_s=request.deadline_s)
+        if isinstance(request, AskRanks):
+            return self._jobs.ranks(request.job, uid)
+        if isinstance(request, AskCall):
+            return await self._jobs.call(
+                request.job,
+                uid,
+                request.vpid,
+                request.code,
+                epoch=request.epoch,
+                deadline_s=request.deadline_s,
+                flags=CommandFlag(request.flags),
+                blobs=request.blobs,
+                expires_s=request.expires_s,
+            )
         return await self._jobs.switch(
             request.job, uid, request.to, deadline_s=request.deadline_s, poke=request.poke
         )
@@ -189,14 +223,19 @@ async def _ask(path: Path, request: Request, deadline_s: float) -> bytes:
     return line
 
 
-def ask(path: Path, request: Request, answer: type[_T], deadline_s: float = 0.0) -> _T:
+async def ask_within(path: Path, request: Request, answer: type[_T], deadline_s: float = 0.0) -> _T:
     """Ask an agent, and wait for its answer.
 
     :param deadline_s: what the request itself may take.
     :raise KawarimiError: what the agent raised, or that it cannot be reached.
     """
-    line = asyncio.run(_ask(path, request, deadline_s + MARGIN_S))
+    line = await _ask(path, request, deadline_s + MARGIN_S)
     said = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
     if "error" in said:
         _raise(msgspec.json.decode(said["error"], type=_Failure))
     return msgspec.json.decode(said["answer"], type=answer)
+
+
+def ask(path: Path, request: Request, answer: type[_T], deadline_s: float = 0.0) -> _T:
+    """Ask an agent from a program that runs no event loop; see `ask_within`."""
+    return asyncio.run(ask_within(path, request, answer, deadline_s))

@@ -188,7 +188,7 @@ class Switch:
             (hello.take, State.CONNECTED, State.ATTACHED),
         ):
             if states == {before, after}:
-                commit = next(step for step in steps if StepFlag.COMMIT in step.flags)
+                commit = next(step for step in steps if step.has(StepFlag.COMMIT))
                 await self._barrier(f"converge by {commit.name}", self._command(commit.code))
                 return
         await self._barrier("converge by abort", self._command(Code.ABORT))
@@ -207,14 +207,14 @@ class Switch:
         return max(self._ends - time.monotonic(), 0.001)
 
     async def _step(self, step: Step) -> None:
-        blobs = self._gathered if StepFlag.SCATTER in step.flags else ()
-        self._committing = StepFlag.COMMIT in step.flags
+        blobs = self._gathered if step.has(StepFlag.SCATTER) else ()
+        self._committing = step.has(StepFlag.COMMIT)
         send = self._command(step.code, blobs)
-        if StepFlag.WAVES in step.flags:
+        if step.has(StepFlag.WAVES):
             await self._waves(step, send)
             return
         replies = await self._barrier(step.name, send)
-        if StepFlag.GATHER in step.flags:
+        if step.has(StepFlag.GATHER):
             self._gathered = tuple(blob for reply in replies for blob in reply.blobs)
 
     async def _barrier(
@@ -369,7 +369,7 @@ class Switch:
 
     async def _forward(self, error: KawarimiError) -> KawarimiError:
         """Bring the rest over the commit; the error to raise, if that fails too."""
-        commit = next(step for step in self._steps if StepFlag.COMMIT in step.flags)
+        commit = next(step for step in self._steps if step.has(StepFlag.COMMIT))
         started = time.monotonic()
         unanswered = await self._ask_all(commit.code)
         self._record(f"{commit.name} again", started, [], waves=1)

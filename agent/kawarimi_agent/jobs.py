@@ -10,8 +10,17 @@ import msgspec
 from kawarimi_agent.coordinator import Switch
 from kawarimi_agent.ranks import Rank, RankGoneError, RankServer, RankSilentError
 from kawarimi_agent.report import SwitchReport
-from kawarimi_ompi.protocol import Code, Component, Peer
-from kawarimi_wire.errors import PreflightRefused, Scope, Slug, UsageError
+from kawarimi_ompi.protocol import (
+    Blob,
+    Code,
+    CommandFlag,
+    Component,
+    Hello,
+    Peer,
+    Reply,
+    State,
+)
+from kawarimi_wire.errors import OutcomeUnknown, PreflightRefused, Scope, Slug, UsageError
 
 
 class JobSummary(msgspec.Struct, frozen=True):
@@ -31,6 +40,14 @@ class JobSummary(msgspec.Struct, frozen=True):
     kind: str
     states: dict[str, int]
     refusal: str
+
+
+class RankEntry(msgspec.Struct, frozen=True):
+    """One connected rank, as another coordinator needs to know it."""
+
+    hello: Hello
+    state: State
+    epoch: int
 
 
 class RankStatus(msgspec.Struct, frozen=True):
@@ -145,6 +162,50 @@ class Jobs:
             components=reply.components,
             peers=reply.peers,
         )
+
+    def ranks(self, job: str, uid: int) -> list[RankEntry]:
+        """List the ranks of a job that are connected here, for a coordinator elsewhere.
+
+        :raise UsageError: there is no such job.
+        :raise PreflightRefused: it is another user's.
+        """
+        return [RankEntry(rank.hello, rank.state, rank.epoch) for rank in self._of(job, uid)]
+
+    async def call(
+        self,
+        job: str,
+        uid: int,
+        vpid: int,
+        code: int,
+        *,
+        epoch: int,
+        deadline_s: float,
+        flags: CommandFlag,
+        blobs: tuple[Blob, ...],
+        expires_s: float | None,
+    ) -> Reply:
+        """Send one command to one rank, for a coordinator elsewhere.
+
+        :raise UsageError: there is no such job.
+        :raise PreflightRefused: it is another user's.
+        :raise OutcomeUnknown: `rank-gone` or `rank-not-reached`: no reply came.
+        """
+        rank = next((r for r in self._of(job, uid) if r.hello.vpid == vpid), None)
+        try:
+            if rank is None:
+                raise RankGoneError(f"rank {vpid}")
+            return await rank.call(
+                code,
+                epoch=epoch,
+                deadline_s=deadline_s,
+                flags=flags,
+                blobs=blobs,
+                expires_s=expires_s,
+            )
+        except RankGoneError as error:
+            raise OutcomeUnknown(Slug.RANK_GONE, f"{error} went away") from error
+        except RankSilentError as error:
+            raise OutcomeUnknown(Slug.RANK_NOT_REACHED, f"{error} did not answer") from error
 
     async def switch(
         self, job: str, uid: int, to: str, *, deadline_s: float, poke: bool

@@ -94,11 +94,18 @@ class MalformedError(ValueError):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One step of leaving or taking the fabric, as the shim's kind defines it."""
+    """One step of leaving or taking the fabric, as the shim's kind defines it.
+
+    :ivar flags: a union of `StepFlag`.
+    """
 
     code: int
-    flags: StepFlag
+    flags: int
     name: str
+
+    def has(self, flag: StepFlag) -> bool:
+        """Whether the step is marked so."""
+        return bool(self.flags & flag)
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -221,9 +228,7 @@ class _Reader:
 def _steps(array: Any, count: int) -> tuple[Step, ...]:
     if count > _C.KW_MAX_STEPS:
         raise MalformedError("too many steps")
-    return tuple(
-        Step(array[i].code, StepFlag(array[i].flags), _text(array[i].name)) for i in range(count)
-    )
+    return tuple(Step(array[i].code, array[i].flags, _text(array[i].name)) for i in range(count))
 
 
 def _hello(reader: _Reader) -> Hello:

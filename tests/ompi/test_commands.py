@@ -196,6 +196,41 @@ async def test_a_session(site: Site, program: Program, tmp_path: Path) -> None:
         assert await asyncio.wait_for(job.wait(), 60) == 0
 
 
+@pytest.mark.root
+@pytest.mark.netns
+async def test_a_job_behind_two_agents(site: Site, program: Program, tmp_path: Path) -> None:
+    """Each rank dials an agent of its own, as on two machines; one coordinator leads both."""
+    here, there = tmp_path / "0", tmp_path / "1"
+    stop = tmp_path / "stop"
+    of_its_own = (
+        f"export OMPI_MCA_hook_kawarimi_agent={tmp_path}/$OMPI_COMM_WORLD_RANK/ranks.sock; "
+        f"exec {program('traffic')} {stop}"
+    )
+    run = [
+        *("ip", "netns", "exec", site.namespace, "nice", *KAWARIMI, "run"),
+        *("--fabric", "tcp", "--fallback", "vader", "--include", site.interface, "--"),
+        *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "sh", "-c", of_its_own),
+    ]
+    variables = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
+    controls = [word for d in (here, there) for word in ("--control", str(d / "control.sock"))]
+    with agent(here), agent(there):
+        job = await asyncio.create_subprocess_exec(*run, env=variables)
+        for directory in (here, there):
+            listed = await until(
+                lambda jobs: bool(isinstance(jobs, list) and jobs),
+                *("jobs", "--run-directory", str(directory)),
+            )
+        name = listed[0]["job"]
+        code, answer = await ask("switch", name, "--to", "tcp", "--run-directory", str(here))
+        assert (code, answer["error"]["slug"]) == (ExitCode.REFUSED, Slug.JOB_INCOMPLETE)
+        for to in ("tcp", "vader", "tcp"):
+            code, report = await ask("switch", name, "--to", to, *controls)
+            assert (code, report["changed"]) == (ExitCode.COMPLETED, True)
+            assert [rank["vpid"] for rank in report["ranks"]] == [0, 1]
+        stop.touch()
+        assert await asyncio.wait_for(job.wait(), 60) == 0
+
+
 async def test_control_socket_answers_nonsense(tmp_path: Path) -> None:
     with agent(tmp_path):
         path = tmp_path / "control.sock"

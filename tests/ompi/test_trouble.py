@@ -56,13 +56,13 @@ async def lead(ranks: list[Rank], steps: list[str], epoch: int) -> None:
                     step.code,
                     epoch=epoch,
                     deadline_s=10,
-                    blobs=blobs if StepFlag.SCATTER in step.flags else (),
+                    blobs=blobs if step.has(StepFlag.SCATTER) else (),
                 )
                 for rank in ranks
             )
         )
         assert [reply.outcome for reply in replies] == [Outcome.OK] * len(ranks), (name, replies)
-        if StepFlag.GATHER in step.flags:
+        if step.has(StepFlag.GATHER):
             blobs = tuple(blob for reply in replies for blob in reply.blobs)
 
 
