@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import click
@@ -63,6 +64,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Never raises for an error of ours."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # A polite end is an interrupt: what was begun is undone.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     as_json = "--json" in arguments
     try:
         result = cli.main(args=arguments, prog_name="kawarimi", standalone_mode=False)

@@ -1,0 +1,332 @@
+"""Live-migrate one guest between two QEMUs, over QMP.
+
+Every capability is set on both sides each time: QEMU keeps what an earlier role left (a guest that
+arrived with multifd would leave with it). The source saying `completed` is the point of no return:
+before it, the source can run on; after it, only the destination may run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from kawarimi_bridge.hca import present
+from kawarimi_bridge.qmp import Event, Monitor
+from kawarimi_wire.errors import (
+    ExecutionFailed,
+    KawarimiError,
+    NeedsCleanup,
+    OutcomeUnknown,
+    PreflightRefused,
+    Scope,
+    Slug,
+)
+
+_ENDED = frozenset({"completed", "failed", "cancelled"})
+_BUSY = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling"})
+_POLL_S = 1.0
+"""How often the source is asked beside its events, which say nothing of the bytes moved."""
+_SETTLE_S = 20.0
+"""For a side that has nothing left to do but to say so: a cancel, a resume."""
+
+
+@dataclass(frozen=True)
+class MigrationParameters:
+    """How a guest is moved.
+
+    `bandwidth` is in bytes per second, 0 for as fast as it goes; `downtime_limit_s` is the pause
+    that QEMU aims for; `multifd_channels` is the number of parallel streams, None for one stream.
+    """
+
+    bandwidth: int = 0
+    downtime_limit_s: float = 0.3
+    multifd_channels: int | None = None
+
+    def capabilities(self) -> dict[str, bool]:
+        """Return the capabilities that are on; all others are switched off."""
+        return {"events": True, "multifd": self.multifd_channels is not None}
+
+    def parameters(self) -> dict[str, object]:
+        """Return QEMU's own parameters."""
+        parameters: dict[str, object] = {
+            "max-bandwidth": self.bandwidth or 2**40,
+            "downtime-limit": round(self.downtime_limit_s * 1000),
+        }
+        if self.multifd_channels is not None:
+            parameters["multifd-channels"] = self.multifd_channels
+        return parameters
+
+
+class MigrationProgress(msgspec.Struct, frozen=True):
+    """What a migration has moved so far; bytes, and bytes per second."""
+
+    status: str
+    transferred: int
+    remaining: int
+    rate: float
+
+
+class MigrationResult(msgspec.Struct, frozen=True):
+    """A completed migration, by QEMU's own account: seconds, bytes."""
+
+    total_s: float
+    downtime_s: float
+    setup_s: float
+    transferred: int
+
+
+async def listen(destination: Monitor, address: str, parameters: MigrationParameters) -> str:
+    """Make a destination QEMU (started with `-incoming defer`) listen.
+
+    :param address: where, as an IP address; QEMU chooses the port.
+    :return: the URI for the source, with the port that QEMU chose.
+    :raise PreflightRefused: `migration-busy` if the QEMU does not wait for a guest.
+    :raise ExecutionFailed: `migration-listen-failed`.
+    """
+    status = (await destination.execute("query-status"))["status"]
+    if status != "inmigrate":
+        raise PreflightRefused(
+            Slug.MIGRATION_BUSY,
+            f"The destination {destination.name} does not wait for a guest: it is {status}.",
+            untouched="both guests",
+            hint="start it with '-incoming defer'",
+            scope=Scope.GUEST,
+        )
+    await _configure(destination, parameters)
+    try:
+        await destination.execute("migrate-incoming", {"uri": f"tcp:{address}:0"})
+    except OutcomeUnknown:
+        raise
+    except ExecutionFailed as error:
+        raise ExecutionFailed(
+            Slug.MIGRATION_LISTEN_FAILED,
+            f"The destination {destination.name} cannot listen on {address}: "
+            f"{error.facts.get('said', error.what)}",
+            untouched="the source runs on",
+            hint="is it an address of the destination host?",
+            scope=Scope.GUEST,
+        ) from error
+    (listener,) = (await destination.execute("query-migrate"))["socket-address"]
+    return f"tcp:{listener['host']}:{listener['port']}"
+
+
+async def migrate(
+    source: Monitor,
+    destination: Monitor,
+    address: str,
+    *,
+    hca_slots: list[str],
+    parameters: MigrationParameters | None = None,
+    deadline_s: float,
+    on_progress: Callable[[MigrationProgress], None] | None = None,
+) -> MigrationResult:
+    """Move the guest of `source` into `destination`, and return when it runs there.
+
+    The source QEMU is left in the state `postmigrate`, for the caller to quit; it must never be
+    continued (`resume` refuses). If this fails before the point of no return the guest runs on in
+    the source, and the destination is of no more use.
+
+    :param address: an IP address of the destination host that the source reaches.
+    :param hca_slots: the slots that must be empty, since their devices cannot be migrated.
+    :param deadline_s: seconds for the migration, after which it is cancelled.
+    :raise PreflightRefused: `hca-attached`, `migration-busy`; nothing has changed.
+    :raise ExecutionFailed: `migration-listen-failed`, `migration-failed`, `migration-cancelled`
+        or `migration-timeout`; the guest runs on in the source.
+    :raise NeedsCleanup: `migration-failed` if the source completed and the destination does not
+        run: the guest is in neither, and must be looked at.
+    """
+    parameters = parameters or MigrationParameters()
+    await refuse_unmovable(source, hca_slots)
+    uri = await listen(destination, address, parameters)
+    await _configure(source, parameters)
+    started = time.monotonic()
+    async with source.watch(["MIGRATION"]) as events:
+        try:
+            await source.execute("migrate", {"uri": uri})
+            status = await _follow(source, events.wait, started + deadline_s, on_progress)
+        except BaseException:
+            # Whatever ended the wait (an error, Ctrl-C), the migration must not go on unwatched.
+            if not source.gone:
+                await _cancel(source)
+            raise
+    timed_out = status is None
+    if status is None:
+        status = await _cancel(source)
+    info = await source.execute("query-migrate")
+    if status != "completed":
+        await _confirm_source_runs(source)
+        raise _not_completed(source, status, info, deadline_s if timed_out else None)
+    await _await_arrival(destination)
+    return MigrationResult(
+        total_s=info["total-time"] / 1000,
+        downtime_s=info["downtime"] / 1000,
+        setup_s=info["setup-time"] / 1000,
+        transferred=info["ram"]["transferred"],
+    )
+
+
+async def refuse_unmovable(source: Monitor, hca_slots: list[str]) -> None:
+    """Refuse a guest that cannot be migrated as it is; nothing is touched.
+
+    :raise PreflightRefused: `hca-attached` or `migration-busy`.
+    """
+    for slot in hca_slots:
+        inside = await present(source, slot)
+        if inside is not None:
+            raise PreflightRefused(
+                Slug.HCA_ATTACHED,
+                f"{source.name} holds the HCA {inside}, which cannot be migrated.",
+                untouched="the guest runs on with its HCA",
+                hint="unplug the HCA first; 'kawarimi migrate' does that",
+                scope=Scope.DEVICE,
+                facts={"slot": slot, "hca": inside},
+            )
+    info = await source.execute("query-migrate")
+    reasons = info.get("blocked-reasons", [])
+    if reasons:
+        raise PreflightRefused(
+            Slug.HCA_ATTACHED,
+            f"{source.name} cannot be migrated: {'; '.join(reasons)}.",
+            untouched="the guest runs on",
+            hint="unplug the device that blocks it",
+            scope=Scope.DEVICE,
+            facts={"reasons": reasons},
+        )
+    status = (await source.execute("query-status"))["status"]
+    if info.get("status") in _BUSY or status in ("inmigrate", "postmigrate", "finish-migrate"):
+        raise PreflightRefused(
+            Slug.MIGRATION_BUSY,
+            f"{source.name} is {status}, its migration is {info.get('status', 'none')}.",
+            untouched="the guest",
+            hint="wait for its migration to end",
+            scope=Scope.GUEST,
+        )
+
+
+async def resume(monitor: Monitor) -> None:
+    """Continue a guest whose vCPUs are stopped; it runs when this returns.
+
+    :raise PreflightRefused: `split-brain-refused` where the guest has left for another host: QEMU
+        itself would let the same guest run twice.
+    """
+    status = (await monitor.execute("query-status"))["status"]
+    migration = (await monitor.execute("query-migrate")).get("status")
+    if status == "postmigrate" or (migration == "completed" and status != "running"):
+        raise PreflightRefused(
+            Slug.SPLIT_BRAIN_REFUSED,
+            f"The guest of {monitor.name} runs elsewhere; continuing it here would run it twice.",
+            untouched="both QEMUs",
+            scope=Scope.GUEST,
+        )
+    await monitor.execute("cont")
+
+
+async def _configure(monitor: Monitor, parameters: MigrationParameters) -> None:
+    wanted = parameters.capabilities()
+    known = await monitor.execute("query-migrate-capabilities")
+    capabilities = [
+        {"capability": entry["capability"], "state": wanted.get(entry["capability"], False)}
+        for entry in known
+    ]
+    await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
+    await monitor.execute("migrate-set-parameters", parameters.parameters())
+
+
+async def _follow(
+    source: Monitor,
+    wait: Any,
+    give_up: float,
+    on_progress: Callable[[MigrationProgress], None] | None,
+) -> str | None:
+    """Wait for the end and return it; None at the deadline.
+
+    Asked every second beside the events: `migrate` to a dead listener returns success, and its
+    failure stands only in query-migrate.
+    """
+
+    def is_end(event: Event) -> bool:
+        return event["data"]["status"] in _ENDED
+
+    while (left := give_up - time.monotonic()) > 0:
+        event = await wait(min(left, _POLL_S), is_end)
+        info = await source.execute("query-migrate")
+        if on_progress and (ram := info.get("ram")):
+            rate = float(ram.get("mbps", 0.0)) * 1e6 / 8
+            on_progress(
+                MigrationProgress(info["status"], ram["transferred"], ram["remaining"], rate)
+            )
+        if event is not None or info["status"] in _ENDED:
+            return str(info["status"])
+    return None
+
+
+async def _cancel(source: Monitor) -> str:
+    """Cancel, and return how the migration ended: it may have completed just before.
+
+    :raise OutcomeUnknown: `migration-timeout` if QEMU does not say.
+    """
+    await source.execute("migrate_cancel")
+    give_up = time.monotonic() + _SETTLE_S
+    async with source.watch(["MIGRATION"]) as events:
+        while time.monotonic() < give_up:
+            info = await source.execute("query-migrate")
+            status = str(info.get("status", "none"))
+            if status in _ENDED or status == "none":
+                return status
+            await events.wait(_POLL_S, lambda event: event["data"]["status"] in _ENDED)
+    raise OutcomeUnknown(
+        Slug.MIGRATION_TIMEOUT,
+        f"{source.name} was told to cancel its migration and is still {status}.",
+        hint="ask it with 'query-migrate' before anything else is done",
+        scope=Scope.GUEST,
+    )
+
+
+async def _confirm_source_runs(source: Monitor) -> None:
+    """Make sure that a guest whose migration did not complete runs on in its source."""
+    if not (await source.execute("query-status"))["running"]:
+        await resume(source)
+
+
+def _not_completed(
+    source: Monitor, status: str, info: dict[str, Any], deadline_s: float | None
+) -> ExecutionFailed:
+    if deadline_s is not None:
+        slug, why = Slug.MIGRATION_TIMEOUT, f"it was not done in {deadline_s:.0f} s"
+    elif status == "failed":
+        slug, why = Slug.MIGRATION_FAILED, info.get("error-desc", "QEMU gives no reason")
+    else:
+        slug, why = Slug.MIGRATION_CANCELLED, "it was cancelled"
+    return ExecutionFailed(
+        slug,
+        f"The migration of {source.name} did not complete: {why}.",
+        untouched="the guest runs on where it was",
+        hint="end the destination's QEMU; it is of no more use",
+        scope=Scope.GUEST,
+        facts={"status": status},
+    )
+
+
+async def _await_arrival(destination: Monitor) -> None:
+    """Return once the destination runs the guest."""
+    why: object = "it did not run in time"
+    try:
+        async with destination.watch(["RESUME"]) as events:
+            give_up = time.monotonic() + _SETTLE_S
+            while (left := give_up - time.monotonic()) > 0:
+                if (await destination.execute("query-status"))["running"]:
+                    return
+                await events.wait(min(left, _POLL_S), lambda _: True)
+    except KawarimiError as error:
+        why = error.what
+    raise NeedsCleanup(
+        Slug.MIGRATION_FAILED,
+        f"The guest has left its source, and the destination {destination.name} does not run it: "
+        f"{why}",
+        hint="look at the destination's log; do not continue the source while it may yet run",
+        scope=Scope.GUEST,
+    )

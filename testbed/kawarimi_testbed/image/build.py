@@ -1,0 +1,127 @@
+"""Build the guest image, or find it built."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kawarimi_bridge.cli.output import Progress
+from kawarimi_testbed.commands import require_programs, require_root, require_space, run
+from kawarimi_testbed.image import kernel, openib, rootfs
+from kawarimi_testbed.image.cache import Cache
+from kawarimi_testbed.image.debian import Debian
+from kawarimi_testbed.image.packages import PACKAGES
+from kawarimi_testbed.paths import cache_dir
+
+_PROGRAMS = [
+    *("apt-get", "busybox", "cpio", "depmod", "dpkg-deb", "gcc", "mkfs.ext4", "mmdebstrap"),
+    *("modprobe", "mpicc", "qemu-system-x86_64", "unshare"),
+]
+_SPACE_BYTES = 3 * 2**30
+_ROOTFS, _VMLINUX, _INITRD = "rootfs.img", "vmlinux", "initrd.img"
+_COMPONENT_FOLDER = "usr/lib/x86_64-linux-gnu/openmpi/lib/openmpi3"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built guest image: files that QEMU takes, shared read-only by all guests."""
+
+    folder: Path
+
+    @property
+    def rootfs(self) -> Path:
+        """Return the ext4 root file system."""
+        return self.folder / _ROOTFS
+
+    @property
+    def vmlinux(self) -> Path:
+        """Return the ELF kernel."""
+        return self.folder / _VMLINUX
+
+    @property
+    def initrd(self) -> Path:
+        """Return the initrd."""
+        return self.folder / _INITRD
+
+
+def build_image(progress: Progress, *, rebuild: bool = False) -> Image:
+    """Return the guest image of this machine's Debian, built if it is not in the cache.
+
+    Needs root, the network if it has to be built, and 3 GiB of disk while building.
+
+    :param rebuild: build it anew even if it is there.
+    :raise PreflightRefused: `not-root`, `program-missing`, `no-space`, `package-lists-missing` or
+        `cache-corrupt`; nothing was made.
+    :raise ExecutionFailed: `command-failed`, `command-timeout` or `build-failed`; the cache is as
+        it was.
+    """
+    require_root("Building the guest image")
+    require_programs(_PROGRAMS)
+    cache = Cache(cache_dir())
+    with tempfile.TemporaryDirectory(prefix="kawarimi-") as scratch:
+        log = Path(scratch) / "log"
+        debian = Debian(Path(scratch), log)
+        with progress.step("asking apt for versions"):
+            inputs = _inputs(debian)
+        if not rebuild and (found := cache.find("image", inputs)):
+            return Image(found)
+
+        def builder(folder: Path) -> None:
+            require_space(folder, _SPACE_BYTES, "Building the guest image")
+            _build(folder, progress)
+
+        return Image(cache.build("image", inputs, builder, rebuild=rebuild))
+
+
+def _inputs(debian: Debian) -> dict[str, str]:
+    """Return what an image is made of: every package's version, and the code that makes it."""
+    packages = debian.closure([*PACKAGES, debian.kernel_package()])
+    return {
+        "packages": hashlib.sha256("\n".join(packages).encode()).hexdigest(),
+        "openmpi": debian.source_version("libopenmpi-dev"),
+        **{
+            str(path.relative_to(Path(__file__).parent)): hashlib.sha256(
+                path.read_bytes()
+            ).hexdigest()
+            for path in sorted(Path(__file__).parent.rglob("*"))
+            if path.is_file() and "__pycache__" not in path.parts
+        },
+    }
+
+
+def _build(folder: Path, progress: Progress) -> None:
+    """Make the three files in a folder; everything intermediate is below it and removed."""
+    work = folder / "work"
+    root = work / "root"
+    work.mkdir()
+    log = work / "log"
+    debian = Debian(work, log)
+
+    def make_openib() -> Path:
+        scratch = work / "openib"
+        scratch.mkdir()
+        return openib.build(debian, scratch, log)
+
+    with ThreadPoolExecutor() as pool:
+        # The bootstrap waits for dpkg most of the time; the component compiles beside it.
+        component = pool.submit(make_openib)
+        with progress.step("installing Debian (mmdebstrap)"):
+            rootfs.bootstrap(debian, root, log)
+        with progress.step("openib with rdmacm, from Debian's source"):
+            shutil.copy2(component.result(), root / _COMPONENT_FOLDER)
+    with progress.step("kernel, modules, initrd"):
+        unpacked = kernel.extract(debian, work, log)
+        kernel.write_vmlinux(unpacked, folder / _VMLINUX)
+        kernel.copy_modules(unpacked, root, log)
+        kernel.write_initrd(
+            unpacked, Path(__file__).parent / "initrd-init", work, folder / _INITRD, log
+        )
+    with progress.step("writing the file system"):
+        for mount_point in ("opt/kawarimi", "host"):
+            (root / mount_point).mkdir(parents=True)
+        rootfs.write_image(root, folder / _ROOTFS, log)
+    run(["rm", "-rf", "--one-file-system", work], log=Path("/dev/null"), deadline_s=60)

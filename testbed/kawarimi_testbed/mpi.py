@@ -1,0 +1,49 @@
+"""Command lines of mpirun in the testbed's guests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kawarimi_testbed.topology import Topology
+
+_ETHERNET = "eth0"
+
+_OPENIB = {
+    "btl": "openib,vader,self",
+    "btl_openib_allow_ib": "1",
+    "btl_openib_warn_no_device_params_found": "0",
+    # rdmacm connects through the first queue, which must be a per-peer one.
+    "btl_openib_receive_queues": "P,128,256,192,128:P,12288,128,96,64:P,65536,64,48,32",
+}
+_TCP = {"btl": "tcp,vader,self", "btl_tcp_if_include": _ETHERNET}
+
+
+def mpirun(
+    topology: Topology,
+    guests: Sequence[str],
+    command: Sequence[str],
+    *,
+    btl: str,
+    ranks_per_guest: int = 1,
+    ssh: bool = False,
+) -> list[str]:
+    """Return the words that start a program on guests, from within the first of them.
+
+    :param btl: `openib` or `tcp`: what carries the traffic between guests.
+    :param ssh: launch over ssh (the testbed must have been started with it), not kawarimi-rsh.
+    """
+    for guest in guests:
+        topology.guest_number(guest)
+    parameters = {
+        "pml": "ob1",
+        "oob_tcp_if_include": _ETHERNET,
+        "plm_rsh_agent": "ssh" if ssh else "kawarimi-rsh",
+        **{"openib": _OPENIB, "tcp": _TCP}[btl],
+    }
+    hosts = ",".join(f"{guest}:{ranks_per_guest}" for guest in guests)
+    words = ["mpirun", "--allow-run-as-root", "--host", hosts, "--map-by", "node"]
+    # More ranks than the guest's one processor: they yield instead of spinning against each other.
+    words += ["--oversubscribe", "--bind-to", "none"]
+    for name, value in parameters.items():
+        words += ["--mca", name, value]
+    return [*words, *command]

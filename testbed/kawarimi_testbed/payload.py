@@ -1,0 +1,87 @@
+"""The project's own files for the guests: a small image beside the big one, made in a second.
+
+It holds the guest's init and servers, the compiled test programs, our Python packages and the
+addresses of this testbed, and is mounted at /opt/kawarimi. A change of our code needs no new image.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import kawarimi_agent
+import kawarimi_ompi
+import kawarimi_wire
+from kawarimi_testbed.commands import run
+from kawarimi_testbed.image.rootfs import write_image
+from kawarimi_testbed.paths import package_dir
+from kawarimi_testbed.topology import Topology
+
+_DEADLINE_S = 60.0
+_OUR_PACKAGES = (kawarimi_agent, kawarimi_ompi, kawarimi_wire)
+
+
+def write_payload(
+    topology: Topology, work: Path, target: Path, log: Path, programs: Sequence[Path] = ()
+) -> None:
+    """Write the payload image of a testbed.
+
+    :param work: an empty folder for its tree; it is left there.
+    :param programs: more MPI programs (`*.c`, compiled with mpicc) and files (copied) for `bin/`.
+    :raise ExecutionFailed: `command-failed` if a program does not compile.
+    """
+    guest = work / "guest"
+    binaries = work / "bin"
+    etc = work / "etc"
+    for folder in (guest, binaries, etc, work / "lib"):
+        folder.mkdir(parents=True)
+    for name in ("init", "rshd.py", "rsh.py", "hcad.py"):
+        shutil.copy2(package_dir() / "guest_files" / name, guest / name)
+    shutil.copy2(package_dir() / "guest_files/kawarimi-rsh", binaries / "kawarimi-rsh")
+    for program in [*sorted((package_dir() / "programs").glob("*.c")), *programs]:
+        if program.suffix == ".c":
+            argv = ["mpicc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11"]
+            output = binaries / program.stem
+            run([*argv, "-o", output, program, "-lm"], log=log, deadline_s=_DEADLINE_S)
+        else:
+            shutil.copy2(program, binaries / program.name)
+    for package in _OUR_PACKAGES:
+        source = Path(str(package.__file__)).parent
+        shutil.copytree(
+            source, work / "lib" / source.name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    (etc / "hosts").write_text(_hosts_file(topology))
+    (etc / "hca").write_text(_hca_file(topology))
+    if topology.ssh:
+        _write_ssh_keys(work / "ssh", log)
+    write_image(work, target, log, size="64M")
+
+
+def _hosts_file(topology: Topology) -> str:
+    lines = ["127.0.0.1 localhost"]
+    lines += [f"{topology.guest_address(guest)} {guest}" for guest in topology.guest_names]
+    return "\n".join(lines) + "\n"
+
+
+def _hca_file(topology: Topology) -> str:
+    """Return what hcad.py reads: MAC, address, MTU of every HCA that a guest may be given."""
+    rows = [
+        f"{topology.hca_mac(host.name, guest)} "
+        f"{topology.hca_address(host.name, guest)}/24 {topology.hca_mtu}"
+        for host in topology.hosts
+        if host.fabric
+        for guest in topology.guest_names
+    ]
+    return "".join(row + "\n" for row in rows)
+
+
+def _write_ssh_keys(folder: Path, log: Path) -> None:
+    """Make keys that live as long as the testbed, for mpirun over ssh between its guests."""
+    folder.mkdir()
+    for name in ("host_key", "id_ed25519"):
+        argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kawarimi-testbed"]
+        run([*argv, "-f", folder / name], log=log, deadline_s=_DEADLINE_S)
+    shutil.copy2(folder / "id_ed25519.pub", folder / "authorized_keys")
+    host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
+    (folder / "known_hosts").write_text(f"* {host_key}\n")

@@ -1,0 +1,84 @@
+/* ring: every rank passes blocks to the next one and checks every byte of what it gets.
+ *
+ *   mpirun … ring SECONDS BYTES [MARKER]
+ *
+ * Runs for SECONDS and a little (rank 0 decides, all follow), then rank 0 prints one line of JSON:
+ * iterations, errors, and the longest time that any iteration took on any rank, in seconds: what
+ * the program noticed. With MARKER, rank 0 creates that file after the first iteration, so that a
+ * harness knows that traffic flows. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <mpi.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static uint8_t expected(int sender, long iteration, size_t offset)
+{
+    return (uint8_t)((uint64_t)sender * 131 + (uint64_t)iteration * 31 + offset * 7);
+}
+
+static void fill(uint8_t *block, size_t size, int sender, long iteration)
+{
+    for (size_t i = 0; i < size; i++)
+        block[i] = expected(sender, iteration, i);
+}
+
+static long count_errors(const uint8_t *block, size_t size, int sender, long iteration)
+{
+    long errors = 0;
+    for (size_t i = 0; i < size; i++)
+        errors += block[i] != expected(sender, iteration, i);
+    return errors;
+}
+
+int main(int argc, char **argv)
+{
+    int rank, size;
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    if (argc < 3) {
+        if (rank == 0)
+            fprintf(stderr, "usage: ring SECONDS BYTES [MARKER]\n");
+        MPI_Abort(MPI_COMM_WORLD, 2);
+    }
+    const double seconds = atof(argv[1]);
+    const size_t bytes = (size_t)atol(argv[2]);
+    const int next = (rank + 1) % size, previous = (rank + size - 1) % size;
+    uint8_t *out = malloc(bytes), *in = malloc(bytes);
+    if (!out || !in)
+        MPI_Abort(MPI_COMM_WORLD, 1);
+
+    long iterations = 0, errors = 0;
+    double longest = 0;
+    MPI_Barrier(MPI_COMM_WORLD);
+    const double start = MPI_Wtime();
+    for (int go_on = 1; go_on; iterations++) {
+        const double before = MPI_Wtime();
+        fill(out, bytes, rank, iterations);
+        MPI_Sendrecv(out, (int)bytes, MPI_BYTE, next, 1, in, (int)bytes, MPI_BYTE, previous, 1,
+                     MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        errors += count_errors(in, bytes, previous, iterations);
+        go_on = before - start < seconds;
+        MPI_Bcast(&go_on, 1, MPI_INT, 0, MPI_COMM_WORLD);
+        const double took = MPI_Wtime() - before;
+        if (iterations == 0 && rank == 0 && argc > 3)
+            close(open(argv[3], O_CREAT | O_WRONLY, 0644));
+        if (iterations > 0 && took > longest) /* the first one connects */
+            longest = took;
+    }
+
+    long all_errors = 0;
+    double longest_of_all = 0;
+    MPI_Reduce(&errors, &all_errors, 1, MPI_LONG, MPI_SUM, 0, MPI_COMM_WORLD);
+    MPI_Reduce(&longest, &longest_of_all, 1, MPI_DOUBLE, MPI_MAX, 0, MPI_COMM_WORLD);
+    if (rank == 0)
+        printf("{\"iterations\": %ld, \"errors\": %ld, \"longest_s\": %.6f}\n", iterations,
+               all_errors, longest_of_all);
+    free(out);
+    free(in);
+    MPI_Finalize();
+    return all_errors != 0;
+}
