@@ -8,11 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Launcher, Site
+from harness import PROGRAMS, Launcher, Site
 
 from kawarimi_ompi.build import OpenMpi, build, find_open_mpi
-
-PROGRAMS = Path(__file__).parent / "programs"
 
 
 def run(*command: str) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +19,8 @@ from kawarimi_agent.report import SwitchReport
 from kawarimi_ompi.build import OpenMpi
 from kawarimi_ompi.launcher import Choice, environment
 from kawarimi_ompi.protocol import State
+
+PROGRAMS = Path(__file__).parent / "programs"
 
 HELLO_DEADLINE_S = 30.0
 SWITCH_DEADLINE_S = 30.0
@@ -184,6 +185,3 @@ def resident_kb(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise AssertionError("no VmRSS")
-
-
-PYTHON = sys.executable

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAMS
+from harness import PROGRAMS
 from openmpi_source import open_mpi_source
 
 from kawarimi_ompi.build import OpenMpi, native_sources

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAMS
+from harness import PROGRAMS
 
 from kawarimi_ompi.build import native_sources
 
