@@ -20,8 +20,9 @@ lint: setup ## Format check, ruff, mypy --strict
 test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
 
-soak: setup ## Hundreds of rounds of what the tests do tens of (root; half an hour)
+soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; an hour)
 	$(PYTHON) -m pytest -m soak tests/soak
+	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py -k two_ranks --timeout 3000
 
 bench: setup ## Measure; prints JSON and judges nothing (root)
 	$(PYTHON) benchmarks/testbed.py

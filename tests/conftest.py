@@ -1,4 +1,4 @@
-"""What all tests share: no silent skip, and figures that are shown at the end of the run."""
+"""What all tests share: testbeds, no silent skip, and figures shown at the end of the run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from kawarimi_testbed.testbed import Testbed
 from kawarimi_testbed.topology import Topology
 from leftovers import leftovers
 
-MISSING_HARDWARE = "missing hardware: "
-"""How the reason of a skip must begin: nothing else may be left out."""
+pytest_plugins = ["strict_skips"]
 
 StartTestbed = Callable[..., contextlib.AbstractAsyncContextManager[Testbed]]
 
-_illegal_skips: list[str] = []
 _figures: list[str] = []
 
 
@@ -32,27 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError("these tests make namespaces and guests: run them as root")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.skipped and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        reason = reason.removeprefix("Skipped: ")
-        if not reason.startswith(MISSING_HARDWARE):
-            _illegal_skips.append(f"{report.nodeid}: {reason}")
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _illegal_skips and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _figures:
         terminalreporter.section("figures (this machine, emulated guests)")
         for line in _figures:
             terminalreporter.line(line)
-    for line in _illegal_skips:
-        terminalreporter.line(f"skipped without naming missing hardware: {line}", red=True)
 
 
 @pytest.fixture

@@ -105,6 +105,26 @@ class Slug(enum.StrEnum):
     MIGRATION_TIMEOUT = "migration-timeout"
     SPLIT_BRAIN_REFUSED = "split-brain-refused"
 
+    # The rank shim and its steps.
+    UNKNOWN_JOB = "unknown-job"
+    UNKNOWN_BTL = "unknown-btl"
+    AGENT_UNREACHABLE = "agent-unreachable"
+    AGENT_CANNOT_LISTEN = "agent-cannot-listen"
+    JOB_INCOMPLETE = "job-incomplete"
+    JOB_NOT_SWITCHABLE = "job-not-switchable"
+    JOB_BUSY = "job-busy"
+    JOB_NOT_YOURS = "job-not-yours"
+    STEP_REFUSED = "step-refused"
+    RANK_NOT_REACHED = "rank-not-reached"
+    RANK_GONE = "rank-gone"
+    DRAIN_TIMEOUT = "drain-timeout"
+    FABRIC_ABSENT = "fabric-absent"
+    SWITCH_UNFINISHED = "switch-unfinished"
+    OPEN_MPI_MISSING = "open-mpi-missing"
+    OPEN_MPI_UNSUPPORTED = "open-mpi-unsupported"
+    COMPONENT_MISSING = "component-missing"
+    NOT_SWITCHABLE_LAUNCH = "not-switchable-launch"
+
 
 class KawarimiError(Exception):
     """An error that says what happened, what is untouched and what to do.

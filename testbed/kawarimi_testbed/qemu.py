@@ -82,6 +82,8 @@ def argv(
     words = [
         "qemu-system-x86_64",
         *("-name", f"{topology.name}-{guest}", "-nodefaults", "-no-user-config"),
+        # A kernel panic reboots, which ends QEMU instead: whoever waits for the guest is told.
+        "-no-reboot",
         *("-display", "none", "-machine", "q35", "-accel", topology.accelerator),
         *("-cpu", "max", "-smp", "1", "-m", str(topology.guest_memory_mib)),
         *("-kernel", str(image.vmlinux), "-initrd", str(image.initrd), "-append", boot),

@@ -12,6 +12,12 @@ from kawarimi_bridge.cli.output import print_error
 from kawarimi_wire.errors import ExitCode, Interrupted, KawarimiError, Slug, UsageError
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "agent": ("kawarimi_agent.cli:agent", "The guest agent, in the foreground."),
+    "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
+    "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
+    "run": ("kawarimi_ompi.cli:run", "Start an MPI job whose interconnect can be exchanged."),
+    "status": ("kawarimi_agent.cli:status", "What a job's messages go over."),
+    "switch": ("kawarimi_agent.cli:switch", "Move a running job to another BTL."),
     "testbed": (
         "kawarimi_testbed.cli:testbed",
         "Guests with a soft-RoCE HCA under QEMU, for development and tests.",
@@ -46,7 +52,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kawarimi", message="kawarimi %(version)s")
 def cli() -> None:
-    """Move virtual machines under a running MPI job, between InfiniBand and Ethernet.
+    r"""Move virtual machines under a running MPI job, between InfiniBand and Ethernet.
 
     \b
     Exit codes: 0 completed, 1 failed and rolled back, 2 usage or configuration,

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import msgspec
@@ -15,9 +16,16 @@ from kawarimi_wire.errors import KawarimiError
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
+def _plain(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError  # msgspec then names the type
+
+
 def print_json(value: object) -> None:
-    """Print one JSON object on stdout."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    """Print one JSON object on stdout; paths as text."""
+    encoded = msgspec.json.encode(value, enc_hook=_plain)
+    click.echo(msgspec.json.format(encoded, indent=2).decode())
 
 
 def print_error(error: KawarimiError, *, as_json: bool) -> None:

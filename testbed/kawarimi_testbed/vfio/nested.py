@@ -31,7 +31,7 @@ DEADLINE_S = 600.0
 """For the outer guest, from its start to its end."""
 
 _PROGRAMS = ["ip", "mkfs.ext4", "mpicc", "qemu-system-x86_64", "setpriv"]
-_LOGS_INSIDE = "/mnt"
+_LOGS_INSIDE = "/run/logs"
 _TAIL_LINES = 5
 
 

@@ -1,0 +1,212 @@
+"""Finding an Open MPI, and building the native component for it.
+
+The component has to be compiled against the very Open MPI that will load it. It goes into a
+directory of its own under the cache, named by what it was built from, so that several Open MPIs
+live side by side and nothing is ever built twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from kawarimi_wire.errors import ExecutionFailed, PreflightRefused, Slug, UsageError
+
+COMPONENT = "mca_hook_kawarimi.so"
+HELP_FILE = "help-hook-kawarimi.txt"
+KNOWN_VERSIONS = ("4.1.4",)
+"""Open MPI releases whose private layout native/layout.h declares."""
+
+COMPILER_FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-g",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-D_GNU_SOURCE",
+)
+LINKER_FLAGS = (
+    "-shared",
+    # Loaded for as long as the process lives: threads and callbacks may outlive Open MPI's dlclose.
+    "-Wl,-z,nodelete",
+    # In an Open MPI that lacks a symbol the component is to fail at loading, not at running.
+    "-Wl,-z,now",
+    "-Wl,-z,defs",
+)
+LIBRARIES = ("-lopen-pal", "-lpthread", "-ldl")
+
+_COMPILE_DEADLINE_S = 120
+
+
+class OpenMpi(msgspec.Struct, frozen=True):
+    """One installed Open MPI.
+
+    :ivar component_path: where it looks for its components by default.
+    """
+
+    mpicc: Path
+    version: str
+    component_path: str
+
+
+class Info(msgspec.Struct, frozen=True):
+    """What `kawarimi hooks info` says.
+
+    :ivar reason: why the component cannot be used; empty if it can.
+    """
+
+    open_mpi: OpenMpi
+    component: Path | None
+    usable: bool
+    reason: str
+
+
+def cache_directory() -> Path:
+    """Where everything lies that can be made again."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kawarimi"
+
+
+def native_sources() -> Path:
+    """Find the directory of the component's C sources."""
+    return Path(str(resources.files(__package__) / "native"))
+
+
+def _run(command: Sequence[str | Path], what: str) -> str:
+    """Run a program and return what it printed.
+
+    :raise ExecutionFailed: it failed; the facts hold its output.
+    """
+    try:
+        done = subprocess.run(
+            [str(word) for word in command],
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_DEADLINE_S,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise ExecutionFailed(
+            Slug.BUILD_FAILED,
+            f"{what} failed",
+            untouched="components that were built before",
+            hint="the headers of Open MPI, libibverbs and librdmacm are needed",
+            facts={"command": " ".join(map(str, command)), "output": error.stderr.strip()},
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise ExecutionFailed(
+            Slug.BUILD_FAILED,
+            f"{what} did not end within {_COMPILE_DEADLINE_S} s",
+            untouched="components that were built before",
+            facts={"command": " ".join(map(str, command))},
+        ) from error
+    return done.stdout
+
+
+def find_open_mpi(mpicc: str = "mpicc") -> OpenMpi:
+    """Look at the Open MPI that this compiler wrapper belongs to.
+
+    :raise UsageError: there is none, or it is not Open MPI's.
+    """
+    found = shutil.which(mpicc)
+    if found is None:
+        raise UsageError(
+            Slug.OPEN_MPI_MISSING,
+            f"no compiler wrapper {mpicc!r} is on PATH",
+            untouched="everything",
+            hint="install Open MPI's development files, or name its wrapper with --mpicc",
+        )
+    try:
+        said = _run([found, "--showme:version"], "asking the compiler wrapper for its version")
+        info = _run(
+            [Path(found).with_name("ompi_info"), "--parsable", "--path", "pkglibdir"],
+            "asking Open MPI for its paths",
+        )
+    except (ExecutionFailed, OSError) as error:
+        raise UsageError(
+            Slug.OPEN_MPI_MISSING,
+            f"{found} is not the wrapper of an Open MPI",
+            untouched="everything",
+        ) from error
+    version = re.search(r"Open MPI (\d+\.\d+\.\d+)", said)
+    directory = re.search(r"^path:pkglibdir:(.*)$", info, re.MULTILINE)
+    if version is None or directory is None:
+        raise UsageError(
+            Slug.OPEN_MPI_MISSING,
+            f"{found} is not the wrapper of an Open MPI",
+            untouched="everything",
+            facts={"said": said.strip()},
+        )
+    return OpenMpi(Path(found), version[1], directory[1])
+
+
+def _key(open_mpi: OpenMpi, flags: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for source in sorted(native_sources().iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    words = [str(open_mpi.mpicc.resolve()), open_mpi.version, *COMPILER_FLAGS, *LINKER_FLAGS]
+    digest.update("\0".join([*words, *LIBRARIES, *flags]).encode())
+    return digest.hexdigest()[:16]
+
+
+def component_directory(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
+    """Where the component for this Open MPI belongs, built or not."""
+    return cache_directory() / "hooks" / f"{open_mpi.version}-{_key(open_mpi, flags)}"
+
+
+def build(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
+    """Build the component unless it is there, and return its directory.
+
+    :param flags: further words for the compiler; they make another component.
+    :raise PreflightRefused: this Open MPI's layout is not known; nothing was built.
+    :raise ExecutionFailed: the compiler failed; nothing was left behind.
+    """
+    if open_mpi.version not in KNOWN_VERSIONS:
+        raise PreflightRefused(
+            Slug.OPEN_MPI_UNSUPPORTED,
+            f"Open MPI {open_mpi.version} is not supported (supported: "
+            f"{', '.join(KNOWN_VERSIONS)})",
+            untouched="everything",
+        )
+    directory = component_directory(open_mpi, flags)
+    if (directory / COMPONENT).exists():
+        return directory
+    partial = directory.with_name(f"{directory.name}.{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        sources = sorted(native_sources().glob("*.c"))
+        command: list[str | Path] = [open_mpi.mpicc, *COMPILER_FLAGS, *flags, *LINKER_FLAGS]
+        _run(
+            [*command, "-o", partial / COMPONENT, *sources, *LIBRARIES],
+            "compiling the component",
+        )
+        shutil.copy(native_sources() / HELP_FILE, partial)
+        # Two builders make the same content; whoever comes second finds it done.
+        if not directory.exists():
+            partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def info(open_mpi: OpenMpi) -> Info:
+    """Say whether the component for this Open MPI is there and fits it. Changes nothing."""
+    directory = component_directory(open_mpi)
+    if open_mpi.version not in KNOWN_VERSIONS:
+        reason = f"the private layout of Open MPI {open_mpi.version} is not known"
+    elif not (directory / COMPONENT).exists():
+        reason = "the component has not been built: run 'kawarimi hooks build'"
+    else:
+        return Info(open_mpi, directory / COMPONENT, usable=True, reason="")
+    return Info(open_mpi, None, usable=False, reason=reason)

@@ -1,0 +1,187 @@
+"""Real MPI jobs on one host, with an agent in the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from kawarimi_agent.coordinator import Switch
+from kawarimi_agent.jobs import Jobs
+from kawarimi_agent.ranks import Rank, RankServer
+from kawarimi_agent.report import SwitchReport
+from kawarimi_ompi.build import OpenMpi
+from kawarimi_ompi.launcher import Choice, environment
+from kawarimi_ompi.protocol import State
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+HELLO_DEADLINE_S = 30.0
+SWITCH_DEADLINE_S = 30.0
+EXIT_DEADLINE_S = 60.0
+
+
+class Site(NamedTuple):
+    """What every job of a test run shares."""
+
+    open_mpi: OpenMpi
+    component: Path
+    namespace: str
+    interface: str
+
+
+class Job:
+    """One running mpirun.
+
+    :ivar ranks: the ranks that have said hello to the test's agent, by number.
+    """
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, server: RankServer, output: Path, size: int
+    ) -> None:
+        self.process = process
+        self.output = output
+        self._server = server
+        self._size = size
+
+    @property
+    def ranks(self) -> list[Rank]:
+        return sorted(self._server.ranks, key=lambda rank: rank.hello.vpid)
+
+    async def hello(self) -> None:
+        """Wait until every rank has said hello."""
+        complete = await self._server.wait(
+            lambda: len(self._server.ranks) == self._size, HELLO_DEADLINE_S
+        )
+        assert complete, f"{len(self.ranks)} of {self._size} ranks\n{self.text()}"
+
+    async def switch(self, to: str, **options: object) -> SwitchReport:
+        options.setdefault("deadline_s", SWITCH_DEADLINE_S)
+        return await Switch("test", self.ranks, to, **options).run()  # type: ignore[arg-type]
+
+    async def exit_code(self, deadline_s: float = EXIT_DEADLINE_S) -> int:
+        async with asyncio.timeout(deadline_s):
+            return await self.process.wait()
+
+    async def succeed(self) -> str:
+        """Wait for the end, which must be a good one; what the job printed."""
+        code = await self.exit_code()
+        assert code == 0, self.text()
+        return self.text()
+
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    async def printed(self, what: str, deadline_s: float = 30.0) -> None:
+        """Wait until the job has printed something."""
+        async with asyncio.timeout(deadline_s):
+            while what not in self.text():
+                assert self.process.returncode is None, self.text()
+                await asyncio.sleep(0.01)  # output files have no other way to wait for them
+
+    def states(self) -> set[State]:
+        return {rank.state for rank in self.ranks}
+
+
+class Launcher:
+    """Starts jobs of one test, and ends those that it left."""
+
+    def __init__(self, site: Site, directory: Path) -> None:
+        self.site = site
+        self.directory = directory
+        self.socket = directory / "ranks.sock"
+        self.server = RankServer(self.socket)
+        self.jobs = Jobs(self.server)
+        self._count = 0
+
+    def environment(
+        self, command: Sequence[str], fabric: str, fallback: str, more: dict[str, str]
+    ) -> dict[str, str]:
+        given = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("OMPI_")},
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_mpi_yield_when_idle": "1",
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "OMPI_MCA_hwloc_base_binding_policy": "none",
+            **more,
+        }
+        choice = Choice(fabric, fallback, self.socket, self.site.interface)
+        return environment(command, given, self.site.open_mpi, self.site.component, choice)
+
+    @asynccontextmanager
+    async def start(
+        self,
+        program: Path,
+        *arguments: object,
+        ranks: int,
+        fabric: str = "tcp",
+        fallback: str = "vader",
+        hello: bool = True,
+        **more: str,
+    ) -> AsyncIterator[Job]:
+        """Start a job; kill it if the test leaves it running."""
+        command = ["mpirun", "-n", str(ranks), str(program), *map(str, arguments)]
+        self._count += 1
+        output = self.directory / f"job{self._count}.txt"
+        with output.open("wb") as sink:
+            process = await asyncio.create_subprocess_exec(
+                *("nice", "-n", "10", "ip", "netns", "exec", self.site.namespace, *command),
+                env=self.environment(command, fabric, fallback, more),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        job = Job(process, self.server, output, ranks)
+        try:
+            if hello:
+                await job.hello()
+            yield job
+        finally:
+            pids = [rank.hello.pid for rank in job.ranks]
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+            for pid in pids:
+                await _end(pid)
+
+
+async def _end(pid: int) -> None:
+    """Make sure that a rank is gone: mpirun starts it in a session of its own."""
+    ends = time.monotonic() + 10
+    while time.monotonic() < ends:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        await asyncio.sleep(0.01)
+
+
+def descriptors(pid: int) -> int:
+    """How many files a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def threads(pid: int) -> int:
+    """How many threads a process has."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def is_mapped(pid: int, part: str) -> bool:
+    """Whether a process maps a file of this name."""
+    return part in Path(f"/proc/{pid}/maps").read_text()
+
+
+def resident_kb(pid: int) -> int:
+    """How much memory a process has resident, in KiB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError("no VmRSS")
