@@ -200,10 +200,17 @@ static enum kw_state first_state(void) {
                                                                                    : KW_OPENED;
 }
 
+/* Say something to the user, once per machine. The text is rendered by Open MPI from our help file,
+ * but not sent through its aggregation: with the PMIx of Debian 12, mpirun loses or garbles messages
+ * that take that way ("Data unpack would read past end of buffer", orte/util/show_help.c). */
 static void help_show(const char *topic, const char *reason) {
     char directory[PATH_MAX];
-    char *slash;
+    char *slash, *text;
     Dl_info self;
+
+    if (opal_process_info.my_local_rank != 0) {
+        return;
+    }
 
     /* Open MPI looks for help files where it is installed; ours lies beside the component. */
     if (dladdr(&mca_hook_kawarimi_component, &self) != 0 && self.dli_fname != NULL) {
@@ -214,7 +221,11 @@ static void help_show(const char *topic, const char *reason) {
             opal_show_help_add_dir(directory);
         }
     }
-    opal_show_help("help-hook-kawarimi.txt", topic, true, reason);
+    text = opal_show_help_string("help-hook-kawarimi.txt", topic, true, reason);
+    if (text != NULL) {
+        fputs(text, stderr);
+        free(text);
+    }
 }
 
 static void dial_agent(void) {

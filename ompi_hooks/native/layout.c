@@ -60,6 +60,15 @@ static bool is_free_list(opal_free_list_t *list, const char *name, size_t size) 
            list->fl_frag_size >= size && is_list(&list->fl_allocations);
 }
 
+/* ob1 registers fields of its struct as MCA parameters: the registry knows where they are. */
+static bool is_parameter(const char *name, const void *field) {
+    int index = mca_base_var_find("ompi", "pml", "ob1", name);
+    const void *storage = NULL;
+
+    return index >= 0 && mca_base_var_get_value(index, &storage, NULL, NULL) == OPAL_SUCCESS &&
+           storage == field;
+}
+
 static bool functions_find(struct kw_pml *pml) {
     *(void **)&pml->process_pending_packets =
         dlsym(RTLD_DEFAULT, "mca_pml_ob1_process_pending_packets");
@@ -89,6 +98,11 @@ const char *kw_layout_prove(void) {
         !is_list(&pml.ob1->recv_pending) || !is_list(&pml.ob1->rdma_pending) ||
         !is_list(&pml.ob1->non_existing_communicator_pending)) {
         return "ob1's pending queues are not where they should be";
+    }
+    if (!is_parameter("max_rdma_per_request", &pml.ob1->max_rdma_per_request) ||
+        !is_parameter("use_all_rdma", &pml.ob1->use_all_rdma) ||
+        !is_parameter("unexpected_limit", &pml.ob1->unexpected_limit)) {
+        return "ob1's parameters are not where they should be";
     }
     if (!is_free_list(&pml.ob1->recv_frags, "mca_pml_ob1_recv_frag_t_class",
                       sizeof(struct kw_ob1_recv_frag)) ||

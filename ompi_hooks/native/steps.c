@@ -48,6 +48,14 @@ static enum kw_outcome not_in_this_state(struct result *result) {
     return refused(result, "the rank is in another state");
 }
 
+/* What the program does at the moment that a switch would break; NULL if nothing. */
+static const char *program_refusal(void) {
+    if (kw_peers_of_other_jobs()) {
+        return "the program communicates with another job (spawn or connect)";
+    }
+    return kw_status_windows_refusal();
+}
+
 static const char *fallback_make_ready(void) {
     const char *failed = kw_peers_refresh();
 
@@ -67,10 +75,7 @@ static enum kw_outcome prepare(const struct kw_command *command, struct result *
     if (state != KW_ATTACHED) {
         return not_in_this_state(result);
     }
-    if (kw_peers_of_other_jobs()) {
-        return refused(result, "the program communicates with another job (spawn or connect)");
-    }
-    result->text = kw_status_windows_refusal();
+    result->text = program_refusal();
     if (result->text != NULL) {
         return KW_REFUSED;
     }
@@ -143,6 +148,9 @@ static enum kw_outcome init(const struct kw_command *command, struct result *res
         int rc;
 
         result->text = kw_fabric_check();
+        if (result->text == NULL) {
+            result->text = program_refusal();
+        }
         if (result->text != NULL) {
             return KW_REFUSED;
         }
@@ -235,6 +243,10 @@ static enum kw_outcome abort_switch(const struct kw_command *command, struct res
         return KW_OK;
     case KW_OPENED:
     case KW_CONNECTED:
+        result->text = program_refusal();
+        if (result->text != NULL) {
+            return KW_REFUSED;
+        }
         result->text = fallback_make_ready();
         if (result->text != NULL) {
             return KW_NO_PATH;

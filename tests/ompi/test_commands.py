@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,20 @@ def agent(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(20)
 
 
+@asynccontextmanager
+async def running(
+    command: list[str], variables: dict[str, str]
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run an mpirun until the test ends."""
+    job = await asyncio.create_subprocess_exec(*command, env=variables, start_new_session=True)
+    try:
+        yield job
+    finally:
+        if job.returncode is None:
+            os.killpg(job.pid, signal.SIGTERM)  # mpirun then ends its ranks
+            await asyncio.wait_for(job.wait(), 20)
+
+
 async def ask(*words: str) -> tuple[int, Any]:
     process = await asyncio.create_subprocess_exec(
         *(*KAWARIMI, *words, "--json"), stdout=subprocess.PIPE
@@ -163,37 +177,43 @@ async def test_a_session(site: Site, program: Program, tmp_path: Path) -> None:
         *("-n", "2", str(program("traffic")), str(stop)),
     ]
     variables = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
-    with agent(tmp_path):
-        job = await asyncio.create_subprocess_exec(*run, env=variables)
-        listed = await until(
-            lambda jobs: bool(isinstance(jobs, list) and jobs and jobs[0]["connected"] == 2),
-            *("jobs", *here),
-        )
-        name = listed[0]["job"]
-        assert listed[0]["refusal"] == ""
-        code, report = await ask("switch", name, "--to", "tcp", *here)
-        assert (code, report["changed"]) == (ExitCode.COMPLETED, True)
-        code, report = await ask("switch", name, "--to", "tcp", *here)
-        assert (code, report["changed"]) == (ExitCode.COMPLETED, False)
-        code, status = await ask("status", name, *here)
-        assert code == ExitCode.COMPLETED
-        for rank in status["ranks"]:
-            assert rank["answered"]
-            assert [peer["eager"] for peer in rank["peers"]] == [["tcp"]]
-        code, answer = await ask("switch", name, "--to", "openib", *here)
-        assert (code, answer["error"]["slug"]) == (ExitCode.USAGE, Slug.UNKNOWN_BTL)
-        code, answer = await ask("status", "1.1", *here)
-        assert (code, answer["error"]["slug"]) == (ExitCode.USAGE, Slug.UNKNOWN_JOB)
-    with agent(tmp_path):
-        await until(
-            lambda jobs: bool(isinstance(jobs, list) and jobs and jobs[0]["connected"] == 2),
-            *("jobs", *here),
-        )
-        code, report = await ask("switch", name, "--to", "vader", *here)
-        assert code == ExitCode.COMPLETED
-        assert [step["name"] for step in report["steps"]] == ["prepare", "select", "drain", "fini"]
-        stop.touch()
-        assert await asyncio.wait_for(job.wait(), 60) == 0
+    async with AsyncExitStack() as stack:
+        with agent(tmp_path):
+            job = await stack.enter_async_context(running(run, variables))
+            listed = await until(
+                lambda jobs: bool(isinstance(jobs, list) and jobs and jobs[0]["connected"] == 2),
+                *("jobs", *here),
+            )
+            name = listed[0]["job"]
+            assert listed[0]["refusal"] == ""
+            code, report = await ask("switch", name, "--to", "tcp", *here)
+            assert (code, report["changed"]) == (ExitCode.COMPLETED, True)
+            code, report = await ask("switch", name, "--to", "tcp", *here)
+            assert (code, report["changed"]) == (ExitCode.COMPLETED, False)
+            code, status = await ask("status", name, *here)
+            assert code == ExitCode.COMPLETED
+            for rank in status["ranks"]:
+                assert rank["answered"]
+                assert [peer["eager"] for peer in rank["peers"]] == [["tcp"]]
+            code, answer = await ask("switch", name, "--to", "openib", *here)
+            assert (code, answer["error"]["slug"]) == (ExitCode.USAGE, Slug.UNKNOWN_BTL)
+            code, answer = await ask("status", "1.1", *here)
+            assert (code, answer["error"]["slug"]) == (ExitCode.USAGE, Slug.UNKNOWN_JOB)
+        with agent(tmp_path):
+            await until(
+                lambda jobs: bool(isinstance(jobs, list) and jobs and jobs[0]["connected"] == 2),
+                *("jobs", *here),
+            )
+            code, report = await ask("switch", name, "--to", "vader", *here)
+            assert code == ExitCode.COMPLETED
+            assert [step["name"] for step in report["steps"]] == [
+                "prepare",
+                "select",
+                "drain",
+                "fini",
+            ]
+            stop.touch()
+            assert await asyncio.wait_for(job.wait(), 60) == 0
 
 
 @pytest.mark.root
@@ -213,8 +233,10 @@ async def test_a_job_behind_two_agents(site: Site, program: Program, tmp_path: P
     ]
     variables = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
     controls = [word for d in (here, there) for word in ("--control", str(d / "control.sock"))]
-    with agent(here), agent(there):
-        job = await asyncio.create_subprocess_exec(*run, env=variables)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(agent(here))
+        stack.enter_context(agent(there))
+        job = await stack.enter_async_context(running(run, variables))
         for directory in (here, there):
             listed = await until(
                 lambda jobs: bool(isinstance(jobs, list) and jobs),

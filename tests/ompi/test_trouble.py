@@ -287,6 +287,24 @@ async def test_window_of_osc_rdma_is_refused(
         assert "OK" in await job.succeed()
 
 
+async def test_jobs_that_are_connected_are_refused(launcher: Launcher, program: Program) -> None:
+    """Spawned and spawning job know nothing of each other's addresses; neither is switched."""
+    stop = launcher.directory / "stop"
+    async with launcher.start(program("spawn"), stop, ranks=2, hello=False) as job:
+        await job.printed("CONNECTED")
+        assert await launcher.server.wait(lambda: len(launcher.server.ranks) == 3, 30)
+        names = [summary.job for summary in launcher.jobs.summaries()]
+        assert len(names) == 2
+        spawning = next(s.job for s in launcher.jobs.summaries() if s.ranks == 2)
+        for to in ("tcp", "vader"):
+            with pytest.raises(KawarimiError) as caught:
+                await launcher.jobs.switch(spawning, 0, to, deadline_s=10, poke=False)
+            assert caught.value.slug is Slug.STEP_REFUSED, caught.value
+            assert "another job" in caught.value.what
+        stop.touch()
+        assert "OK" in await job.succeed()
+
+
 async def test_unknown_btl_and_incomplete_job(launcher: Launcher, program: Program) -> None:
     stop = launcher.directory / "stop"
     async with launcher.start(program("steady"), stop, ranks=2) as job:
