@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from kawarimi_bridge.migration import (
 )
 from kawarimi_bridge.qmp import Monitor
 from kawarimi_testbed import qemu
+from kawarimi_testbed.forward import forward_socket
 from kawarimi_testbed.image.build import Image
 from kawarimi_testbed.keeper import Kill, Spawn
 from kawarimi_testbed.ownership import KeeperClient
@@ -171,6 +173,11 @@ class Guest:
         self._monitor, self.host = destination, host
         await source.close()
         await self._keeper.request(Kill(self._process(left)))
+
+    def forward(self, socket: str) -> AbstractAsyncContextManager[Path]:
+        """Make a unix socket of the guest one of this machine; see `forward.forward_socket`."""
+        namespace = self._topology.switch_namespace
+        return forward_socket(self._keeper.folder, namespace, self.ethernet_address, socket)
 
     async def save_kernel_log(self) -> None:
         """Write the guest's kernel log to its logs, if it still answers."""

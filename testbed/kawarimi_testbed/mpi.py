@@ -32,18 +32,27 @@ def mpirun(
     :param btl: `openib` or `tcp`: what carries the traffic between guests.
     :param ssh: launch over ssh (the testbed must have been started with it), not kawarimi-rsh.
     """
-    for guest in guests:
-        topology.guest_number(guest)
     parameters = {
         "pml": "ob1",
         "oob_tcp_if_include": _ETHERNET,
         "plm_rsh_agent": "ssh" if ssh else "kawarimi-rsh",
         **{"openib": _OPENIB, "tcp": _TCP}[btl],
     }
+    settings = [word for item in parameters.items() for word in ("--mca", *item)]
+    return mpirun_line(topology, guests, [*settings, *command], ranks_per_guest=ranks_per_guest)
+
+
+def mpirun_line(
+    topology: Topology, guests: Sequence[str], rest: Sequence[str], *, ranks_per_guest: int = 1
+) -> list[str]:
+    """Return the words that start ranks on guests and say nothing of what carries their traffic.
+
+    :param rest: more options, then the program.
+    :raise UsageError: `unknown-guest`.
+    """
+    for guest in guests:
+        topology.guest_number(guest)
     hosts = ",".join(f"{guest}:{ranks_per_guest}" for guest in guests)
     words = ["mpirun", "--allow-run-as-root", "--host", hosts, "--map-by", "node"]
     # More ranks than the guest's one processor: they yield instead of spinning against each other.
-    words += ["--oversubscribe", "--bind-to", "none"]
-    for name, value in parameters.items():
-        words += ["--mca", name, value]
-    return [*words, *command]
+    return [*words, "--oversubscribe", "--bind-to", "none", *rest]

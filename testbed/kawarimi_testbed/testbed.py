@@ -13,6 +13,7 @@ from types import TracebackType
 
 from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.commands import require_programs, require_root
+from kawarimi_testbed.forward import SSH_KEY
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.image.build import Image
 from kawarimi_testbed.keeper import Description, Release
@@ -145,6 +146,8 @@ class Testbed:
         with tempfile.TemporaryDirectory(prefix="kawarimi-") as work:
             log = self.logs / "payload.log"
             write_payload(self.topology, Path(work), folder / "payload.img", log, self._programs)
+            if self.topology.ssh:
+                shutil.copy2(Path(work) / "ssh/id_ed25519", folder / SSH_KEY)
 
     async def _end(self, error: BaseException | None) -> None:
         if error is not None:

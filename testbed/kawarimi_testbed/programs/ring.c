@@ -5,7 +5,7 @@
  * Runs for SECONDS and a little (rank 0 decides, all follow), then rank 0 prints one line of JSON:
  * iterations, errors, and the longest time that any iteration took on any rank, in seconds: what
  * the program noticed. With MARKER, rank 0 creates that file after the first iteration, so that a
- * harness knows that traffic flows. */
+ * harness knows that traffic flows, and ends early once somebody has removed it. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <mpi.h>
@@ -62,6 +62,8 @@ int main(int argc, char **argv)
                      MPI_COMM_WORLD, MPI_STATUS_IGNORE);
         errors += count_errors(in, bytes, previous, iterations);
         go_on = before - start < seconds;
+        if (iterations > 0 && rank == 0 && argc > 3 && access(argv[3], F_OK) != 0)
+            go_on = 0;
         MPI_Bcast(&go_on, 1, MPI_INT, 0, MPI_COMM_WORLD);
         const double took = MPI_Wtime() - before;
         if (iterations == 0 && rank == 0 && argc > 3)
