@@ -4,7 +4,7 @@ PYTHON := $(VENV)/bin/python
 RUN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint soak bench vfio lock
+.PHONY: help setup test lint soak bench lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,8 +20,15 @@ lint: setup ## Format check, ruff, mypy --strict
 test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
 
-soak: setup ## 2,000 switches of each pair of BTLs under verified traffic (root, minutes)
+soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; an hour)
+	$(PYTHON) -m pytest -m soak tests/soak
 	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py -k two_ranks --timeout 3000
+
+bench: setup ## Measure; prints JSON and judges nothing (root)
+	$(PYTHON) benchmarks/testbed.py
+
+vfio: setup ## Real vfio-pci passthrough, in an emulated machine with an IOMMU (root; minutes)
+	$(PYTHON) -m pytest -m vfio
 
 lock: setup ## Pin the versions that CI installs
 	$(RUN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \

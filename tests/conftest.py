@@ -1,16 +1,24 @@
-"""What all tests share: no silent skip, and figures that are shown at the end of the run."""
+"""What all tests share: testbeds, no silent skip, and figures shown at the end of the run."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
-MISSING_HARDWARE = "missing hardware: "
-"""How the reason of a skip must begin: nothing else may be left out."""
+from kawarimi_bridge.cli.output import Progress
+from kawarimi_testbed.image.build import Image, build_image
+from kawarimi_testbed.testbed import Testbed
+from kawarimi_testbed.topology import Topology
+from leftovers import leftovers
 
-_illegal_skips: list[str] = []
+pytest_plugins = ["strict_skips"]
+
+StartTestbed = Callable[..., contextlib.AbstractAsyncContextManager[Testbed]]
+
 _figures: list[str] = []
 
 
@@ -22,27 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError("these tests make namespaces and guests: run them as root")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.skipped and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        reason = reason.removeprefix("Skipped: ")
-        if not reason.startswith(MISSING_HARDWARE):
-            _illegal_skips.append(f"{report.nodeid}: {reason}")
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _illegal_skips and session.exitstatus == pytest.ExitCode.OK:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _figures:
         terminalreporter.section("figures (this machine, emulated guests)")
         for line in _figures:
             terminalreporter.line(line)
-    for line in _illegal_skips:
-        terminalreporter.line(f"skipped without naming missing hardware: {line}", red=True)
 
 
 @pytest.fixture
@@ -53,3 +45,28 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
         _figures.append(f"{request.node.name}: {line}")
 
     return record
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return build_image(Progress())
+
+
+@pytest.fixture(scope="session")
+def start_testbed(request: pytest.FixtureRequest, image: Image) -> StartTestbed:
+    """Start a testbed; its logs are kept if a test fails meanwhile; nothing else may be left."""
+
+    @contextlib.asynccontextmanager
+    async def start(topology: Topology, **options: Any) -> AsyncIterator[Testbed]:
+        failed_before = request.session.testsfailed
+        async with Testbed(topology, image, **options) as testbed:
+            try:
+                yield testbed
+            except BaseException:
+                print(f"logs: {await testbed.keep_logs()}")
+                raise
+            if request.session.testsfailed > failed_before:
+                print(f"logs: {await testbed.keep_logs()}")
+        assert leftovers(topology) == []
+
+    return start

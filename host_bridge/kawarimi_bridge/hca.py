@@ -19,6 +19,10 @@ UNPLUG_REPEAT_S = 10.0
 is made again. Not sooner: a native PCIe slot takes a second press of its attention button within
 five seconds for "never mind" (PCIe base specification 6.7.1.5)."""
 
+PLUG_DEADLINE_S = 120.0
+"""For QEMU to answer `device_add`: with vfio-pci it pins all of the guest's memory first, which
+takes longer the more there is, and answers nothing meanwhile."""
+
 _PENDING = "already in the process of unplug"
 """QEMU's answer while an earlier request is pending (softmmu/qdev-monitor.c, qmp_device_del)."""
 
@@ -74,9 +78,10 @@ async def present(monitor: Monitor, slot: str) -> str | None:
     return None
 
 
-async def plug(monitor: Monitor, hca: Hca) -> None:
+async def plug(monitor: Monitor, hca: Hca, *, deadline_s: float = PLUG_DEADLINE_S) -> None:
     """Plug an HCA; QEMU shows it in its slot when this returns. The guest may not have seen it yet.
 
+    :param deadline_s: seconds for QEMU to take it.
     :raise PreflightRefused: `hca-slot-missing`, `hca-slot-occupied`, or `plug-refused` because the
         guest has not arrived: QEMU accepts a device for an incoming guest, which then never sees
         it. Nothing has changed.
@@ -103,7 +108,7 @@ async def plug(monitor: Monitor, hca: Hca) -> None:
         )
     arguments = {"driver": hca.driver, "id": hca.id, "bus": hca.slot, **hca.properties}
     try:
-        await monitor.execute("device_add", arguments)
+        await monitor.execute("device_add", arguments, deadline_s=deadline_s)
     except OutcomeUnknown:
         raise
     except ExecutionFailed as error:

@@ -10,7 +10,12 @@ from pathlib import Path
 import msgspec
 
 from kawarimi_bridge import hca
-from kawarimi_bridge.migration import MigrationParameters, MigrationResult, migrate
+from kawarimi_bridge.migration import (
+    MigrationParameters,
+    MigrationResult,
+    migrate,
+    refuse_unmovable,
+)
 from kawarimi_bridge.qmp import Monitor
 from kawarimi_testbed import qemu
 from kawarimi_testbed.image.build import Image
@@ -134,6 +139,7 @@ class Guest:
         If this raises, the guest runs on where it was, unless the error is a `NeedsCleanup`.
         See `kawarimi_bridge.migration.migrate` for the errors.
         """
+        await refuse_unmovable(self.monitor, [qemu.HCA_SLOT])  # before a QEMU is started for it
         destination = await self.spawn_destination(host)
         try:
             result = await migrate(
@@ -198,9 +204,7 @@ class Guest:
             with_hca=with_hca,
         )
         (logs / "command-line").write_text("\n".join(argv) + "\n")
-        taps = {qemu.ethernet_tap(self.name): "ethernet"}
-        if fabric := self._topology.host(host).fabric:
-            taps[qemu.hca_tap(self.name)] = fabric
+        taps = qemu.taps(self._topology, host, self.name)
         socket = folder / "qmp.sock"
         socket.unlink(missing_ok=True)
         await self._keeper.request(Spawn(process, host, argv, str(logs / "qemu.log"), taps))

@@ -53,12 +53,15 @@ class KeeperClient:
         self._lock = asyncio.Lock()
 
     @classmethod
-    async def start(cls, description: Description) -> KeeperClient:
+    async def start(
+        cls, description: Description, *, deadline_s: float = _START_DEADLINE_S
+    ) -> KeeperClient:
         """Claim the testbed's folder and start a keeper.
 
         The keeper takes the testbed down as soon as this process has ended, however that came
         about, unless it was released (`keeper.Release`).
 
+        :param deadline_s: seconds for the keeper to make the network.
         :raise PreflightRefused: `testbed-exists` or `namespace-in-use`; nothing was made.
         :raise ExecutionFailed: `testbed-start-failed`; nothing is left.
         """
@@ -81,7 +84,7 @@ class KeeperClient:
         finally:
             os.close(lock)  # the keeper has it now
         try:
-            await _await_ready(process)
+            await _await_ready(process, deadline_s)
             client = await cls.connect(folder)
         except BaseException:
             process.terminate()
@@ -160,13 +163,13 @@ class KeeperClient:
                     stream.close()
 
 
-async def _await_ready(process: subprocess.Popen[bytes]) -> None:
+async def _await_ready(process: subprocess.Popen[bytes], deadline_s: float) -> None:
     assert process.stdout is not None
     try:
-        line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), _START_DEADLINE_S)
+        line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), deadline_s)
     except TimeoutError:
         raise ExecutionFailed(
-            Slug.TESTBED_START_FAILED, f"The keeper was not ready in {_START_DEADLINE_S:.0f} s."
+            Slug.TESTBED_START_FAILED, f"The keeper was not ready in {deadline_s:.0f} s."
         ) from None
     if not line:
         raise ExecutionFailed(

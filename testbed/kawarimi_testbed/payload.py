@@ -6,20 +6,29 @@ addresses of this testbed, and is mounted at /opt/kawarimi. A change of our code
 
 from __future__ import annotations
 
+import compileall
+import py_compile
 import shutil
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import kawarimi_agent
+import kawarimi_bridge
 import kawarimi_ompi
 import kawarimi_wire
+from kawarimi_ompi.build import build, find_open_mpi
 from kawarimi_testbed.commands import run
 from kawarimi_testbed.image.rootfs import write_image
 from kawarimi_testbed.paths import package_dir
 from kawarimi_testbed.topology import Topology
 
 _DEADLINE_S = 60.0
-_OUR_PACKAGES = (kawarimi_agent, kawarimi_ompi, kawarimi_wire)
+_OUR_PACKAGES = (kawarimi_agent, kawarimi_bridge, kawarimi_ompi, kawarimi_wire)
+_DISTRIBUTIONS = ("click", "msgspec")
+"""What our packages need in a guest and Debian does not have, or not as new."""
+COMPONENT_FOLDER = "/opt/kawarimi/ompi"
+"""Where the guests find the rank shim's native component."""
 
 
 def write_payload(
@@ -38,7 +47,8 @@ def write_payload(
         folder.mkdir(parents=True)
     for name in ("init", "rshd.py", "rsh.py", "hcad.py"):
         shutil.copy2(package_dir() / "guest_files" / name, guest / name)
-    shutil.copy2(package_dir() / "guest_files/kawarimi-rsh", binaries / "kawarimi-rsh")
+    for name in ("kawarimi", "kawarimi-rsh"):
+        shutil.copy2(package_dir() / "guest_files" / name, binaries / name)
     for program in [*sorted((package_dir() / "programs").glob("*.c")), *programs]:
         if program.suffix == ".c":
             argv = ["mpicc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11"]
@@ -46,16 +56,29 @@ def write_payload(
             run([*argv, "-o", output, program, "-lm"], log=log, deadline_s=_DEADLINE_S)
         else:
             shutil.copy2(program, binaries / program.name)
-    for package in _OUR_PACKAGES:
-        source = Path(str(package.__file__)).parent
-        shutil.copytree(
-            source, work / "lib" / source.name, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    _copy_python(work / "lib")
+    shutil.copytree(build(find_open_mpi()), work / Path(COMPONENT_FOLDER).name)
     (etc / "hosts").write_text(_hosts_file(topology))
     (etc / "hca").write_text(_hca_file(topology))
     if topology.ssh:
         _write_ssh_keys(work / "ssh", log)
     write_image(work, target, log, size="64M")
+
+
+def _copy_python(target: Path) -> None:
+    """Copy our packages and the distributions that they need to a folder for PYTHONPATH."""
+    for package in _OUR_PACKAGES:
+        source = Path(str(package.__file__)).parent
+        shutil.copytree(source, target / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in _DISTRIBUTIONS:
+        for file in metadata.files(name) or []:
+            if file.suffix in (".py", ".so"):
+                (target / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(Path(str(file.locate())), target / file)
+    # Compiled here: an emulated guest would compile it all at every start, the image being
+    # read-only, and take ten seconds for it.
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(target, quiet=1, invalidation_mode=mode)
 
 
 def _hosts_file(topology: Topology) -> str:

@@ -11,7 +11,7 @@ from kawarimi_testbed.topology import HcaVariant, Topology
 HCA_SLOT = "hca-port"
 HCA_ID = "hca0"
 _HCA_NETDEV = "hca"
-_KERNEL_ARGUMENTS = (
+KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet mitigations=off nokaslr no_timer_check audit=0 panic=-1 net.ifnames=0"
 )
 
@@ -26,8 +26,19 @@ def hca_tap(guest: str) -> str:
     return f"{guest}-hca"
 
 
+def taps(topology: Topology, host: str, guest: str) -> dict[str, str]:
+    """Return the taps that a guest's QEMU needs on a host, each with its network."""
+    needed = {ethernet_tap(guest): "ethernet"}
+    fabric = topology.host(host).fabric
+    if fabric and not topology.hca_device:
+        needed[hca_tap(guest)] = fabric
+    return needed
+
+
 def hca(topology: Topology, host: str, guest: str) -> Hca:
     """Return the HCA that a guest gets on a host that has a fabric."""
+    if topology.hca_device:
+        return Hca(HCA_ID, HCA_SLOT, "vfio-pci", {"host": topology.hca_device})
     properties: dict[str, object] = {
         "netdev": _HCA_NETDEV,
         "mac": topology.hca_mac(host, guest),
@@ -62,7 +73,7 @@ def argv(
     """
     boot = " ".join(
         [
-            _KERNEL_ARGUMENTS,
+            KERNEL_ARGUMENTS,
             f"kawarimi.guest={guest}",
             f"kawarimi.ethernet={topology.guest_mac(guest)}",
             f"kawarimi.address={topology.guest_address(guest)}/24",
@@ -71,11 +82,13 @@ def argv(
     words = [
         "qemu-system-x86_64",
         *("-name", f"{topology.name}-{guest}", "-nodefaults", "-no-user-config"),
+        # A kernel panic reboots, which ends QEMU instead: whoever waits for the guest is told.
+        "-no-reboot",
         *("-display", "none", "-machine", "q35", "-accel", topology.accelerator),
         *("-cpu", "max", "-smp", "1", "-m", str(topology.guest_memory_mib)),
         *("-kernel", str(image.vmlinux), "-initrd", str(image.initrd), "-append", boot),
-        *_disk("root", image.rootfs),
-        *_disk("payload", payload),
+        *disk("root", image.rootfs),
+        *disk("payload", payload),
         *("-device", "virtio-rng-pci"),
         *_nic("eth", ethernet_tap(guest)),
         *("-device", f"virtio-net-pci,netdev=eth,mac={topology.guest_mac(guest)}"),
@@ -88,19 +101,20 @@ def argv(
     ]
     if topology.hca is HcaVariant.PCIEHP:
         words += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
-    if topology.host(host).fabric:
+    if hca_tap(guest) in taps(topology, host, guest):
         words += _nic(_HCA_NETDEV, hca_tap(guest))
-        if with_hca and not incoming:
-            device = hca(topology, host, guest)
-            properties = {"id": device.id, "bus": device.slot, **device.properties}
-            text = ",".join(f"{name}={value}" for name, value in properties.items())
-            words += ["-device", f"{device.driver},{text}"]
+    if topology.host(host).fabric and with_hca and not incoming:
+        device = hca(topology, host, guest)
+        properties = {"id": device.id, "bus": device.slot, **device.properties}
+        text = ",".join(f"{name}={value}" for name, value in properties.items())
+        words += ["-device", f"{device.driver},{text}"]
     if incoming:
         words += ["-incoming", "defer"]
     return words
 
 
-def _disk(name: str, file: Path) -> list[str]:
+def disk(name: str, file: Path) -> list[str]:
+    """Return a read-only disk, as words of a command line."""
     # Without image locking: source and destination have the same read-only file open.
     drive = f"if=none,id={name},file={file},format=raw,readonly=on,file.locking=off"
     return ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]

@@ -54,6 +54,9 @@ class Topology(msgspec.Struct, frozen=True):
     guests: int = 2
     guest_memory_mib: int = 512
     hca: HcaVariant = HcaVariant.VIRTIO
+    hca_device: str | None = None
+    """The PCI address of a device that is bound to vfio-pci, and passed through instead of an
+    emulated NIC; its MAC is the `hca_mac` of the guest on the first host."""
     ssh: bool = False
     accelerator: str = "tcg,thread=multi"
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from leftovers import leftovers
 
 from kawarimi_testbed.network import existing_namespaces
 from kawarimi_testbed.paths import run_dir
 from kawarimi_testbed.topology import Topology
 from kawarimi_wire.errors import ExitCode
+from leftovers import leftovers
 
 KAWARIMI = [sys.executable, "-m", "kawarimi_bridge.cli.main"]
 BAD = Topology(name="bad", guests=1)

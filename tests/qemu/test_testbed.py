@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
+from pathlib import Path
 
+import pytest
+
+from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.image.build import build_image
 from kawarimi_testbed.mpi import mpirun
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_testbed.topology import Topology
+from kawarimi_wire.errors import ExecutionFailed, Slug
+from leftovers import leftovers
 
 OPEN_DEVICE = """
 from pyverbs.device import Context, get_device_list
@@ -27,8 +34,6 @@ async def packets_sent(guest: Guest) -> int:
 
 
 async def test_two_guests_come_up_with_verbs(start_testbed, figure):
-    from kawarimi_bridge.cli.output import Progress
-
     started = time.monotonic()
     build_image(Progress(enabled=False))
     cached = time.monotonic()
@@ -104,3 +109,30 @@ async def test_a_command_ends_with_its_connection(testbed: Testbed):
     async with vm1.remote.session(["sleep", "987"]):
         await vm1.run("until pgrep -f 'sleep 98[7]'; do sleep 0.05; done", deadline_s=15)
     await vm1.run("while pgrep -f 'sleep 98[7]'; do sleep 0.05; done", deadline_s=15)
+
+
+async def test_a_guest_that_cannot_boot_leaves_its_evidence(image):
+    """Too little memory for the kernel: it panics, QEMU ends, and the error names the logs."""
+    topology = Topology(name="tiny", guests=1, guest_memory_mib=96)
+    with pytest.raises(ExecutionFailed) as caught:
+        async with Testbed(topology, image):
+            pytest.fail("a guest with 96 MiB has booted")
+    assert caught.value.slug is Slug.QEMU_GONE
+    evidence = Path(str(caught.value.facts["evidence"]))
+    assert "panic" in (evidence / "vm1@hosta/console.log").read_text()
+    for name in ("command-line", "qmp.log", "qemu.log", "agent.log"):
+        assert (evidence / "vm1@hosta" / name).exists()
+    assert (evidence / "keeper.log").exists()
+    assert leftovers(topology) == []
+    shutil.rmtree(evidence)
+
+
+async def test_a_qemu_that_does_not_start_is_quoted(image):
+    topology = Topology(name="wrong", guests=1, accelerator="no-such-accelerator")
+    with pytest.raises(ExecutionFailed) as caught:
+        async with Testbed(topology, image):
+            pytest.fail("QEMU has started")
+    assert caught.value.slug is Slug.QEMU_START_FAILED
+    assert "no-such-accelerator" in caught.value.what
+    assert leftovers(topology) == []
+    shutil.rmtree(str(caught.value.facts["evidence"]))
