@@ -12,6 +12,7 @@
 #include "opal/class/opal_bitmap.h"
 #include "opal/mca/base/mca_base_component_repository.h"
 #include "peers.h"
+#include "r2.h"
 #include "routes.h"
 #include "verbs_reap.h"
 
@@ -165,7 +166,7 @@ void kw_fabric_close(void) {
         return;
     }
     endpoints_delete();
-    kw_routes_progress_remove(component);
+    kw_r2_progress_remove(component);
     modules_finalize();
     kw_counters_forget();
     fabric = NULL;
@@ -250,7 +251,7 @@ int kw_fabric_open(void) {
     }
     free(modules);
     if (rc == OPAL_SUCCESS) {
-        rc = kw_routes_progress_add(component);
+        rc = kw_r2_progress_add(component);
     }
     if (rc != OPAL_SUCCESS) {
         kw_fabric_close();

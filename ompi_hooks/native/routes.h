@@ -30,14 +30,4 @@ void kw_routes_publish(enum kw_side side);
  * that can do RDMA and atomics. Only when nothing is outstanding on the fabric. */
 void kw_routes_drop_fabric(void);
 
-/* Let r2 use the fabric's modules for endpoints that it makes in future, and no longer. Offering
- * returns an Open MPI error code, on which nothing has changed. */
-int kw_routes_offer_fabric(void);
-void kw_routes_withhold_fabric(void);
-
-/* Register the fabric component's progress function with Open MPI, and take it back. Registering
- * returns an Open MPI error code. */
-int kw_routes_progress_add(mca_btl_base_component_t *component);
-void kw_routes_progress_remove(mca_btl_base_component_t *component);
-
 #endif

@@ -11,6 +11,7 @@
 #include "layout.h"
 #include "modex.h"
 #include "peers.h"
+#include "r2.h"
 #include "routes.h"
 #include "stall.h"
 #include "status.h"
@@ -83,7 +84,7 @@ static enum kw_outcome prepare(const struct kw_command *command, struct result *
     if (result->text != NULL) {
         return KW_NO_PATH;
     }
-    kw_routes_withhold_fabric();
+    kw_r2_withhold_fabric();
     state_set(KW_PREPARED);
     return KW_OK;
 }
@@ -113,7 +114,7 @@ static enum kw_outcome drain(const struct kw_command *command, struct result *re
 }
 
 static void fabric_leave(void) {
-    kw_routes_withhold_fabric();
+    kw_r2_withhold_fabric();
     kw_drain_tend();
     kw_drain_release_registrations();
     kw_routes_drop_fabric();
@@ -224,7 +225,7 @@ static enum kw_outcome enable(const struct kw_command *command, struct result *r
     if (state != KW_CONNECTED) {
         return not_in_this_state(result);
     }
-    if (kw_routes_offer_fabric() != OMPI_SUCCESS) {
+    if (kw_r2_offer_fabric() != OMPI_SUCCESS) {
         result->text = "out of memory";
         return KW_FAILED;
     }
@@ -265,7 +266,7 @@ static enum kw_outcome abort_switch(const struct kw_command *command, struct res
     case KW_PREPARED:
         break;
     }
-    if (kw_routes_offer_fabric() != OMPI_SUCCESS) {
+    if (kw_r2_offer_fabric() != OMPI_SUCCESS) {
         result->text = "out of memory";
         return KW_FAILED;
     }
