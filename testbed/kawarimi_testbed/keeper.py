@@ -98,11 +98,21 @@ class Keeper:
             loop.add_signal_handler(number, self._stop.set)
         os.set_blocking(0, False)
         loop.add_reader(0, self._owner_said)
+        # The folder goes here, while the signals are handled: one that came later would end this
+        # process before it has cleaned up.
         try:
-            network.refuse_foreign_namespaces(self._topology)
+            await self._own_network()
         except KawarimiError as error:
             _say(Reply(error=error.as_dict()))
-            return
+        finally:
+            shutil.rmtree(self._folder)
+
+    async def _own_network(self) -> None:
+        """Make the network, serve until the end, delete it.
+
+        :raise KawarimiError: it could not be made; nothing of it is left.
+        """
+        network.refuse_foreign_namespaces(self._topology)
         # From here on, namespaces of these names are ours to delete.
         try:
             network.create(self._topology)
@@ -112,8 +122,6 @@ class Keeper:
             _say(Reply())
             await self._stop.wait()
             server.close()
-        except KawarimiError as error:
-            _say(Reply(error=error.as_dict()))
         finally:
             await asyncio.gather(*(self._end(process) for process in self._processes.values()))
             network.delete(self._topology)
@@ -211,10 +219,7 @@ def main() -> None:
     """Run as `python -m kawarimi_testbed.keeper FOLDER`."""
     folder = Path(sys.argv[1])
     keeper = Keeper(folder, read_description(folder))
-    try:
-        asyncio.run(keeper.run())
-    finally:
-        shutil.rmtree(folder)
+    asyncio.run(keeper.run())
 
 
 if __name__ == "__main__":

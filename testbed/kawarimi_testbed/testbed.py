@@ -21,8 +21,10 @@ from kawarimi_testbed.ownership import KeeperClient
 from kawarimi_testbed.paths import state_dir
 from kawarimi_testbed.payload import write_payload
 from kawarimi_testbed.topology import Topology
-from kawarimi_wire.errors import KawarimiError
+from kawarimi_wire.errors import KawarimiError, PreflightRefused
 
+_NO_FAILURE = (KeyboardInterrupt, asyncio.CancelledError, PreflightRefused)
+"""Ends after which nobody needs logs: the operator's wish, or nothing was begun."""
 _PROGRAMS = ["ip", "mkfs.ext4", "mpicc", "qemu-system-x86_64", "setpriv"]
 
 
@@ -150,14 +152,14 @@ class Testbed:
                 shutil.copy2(Path(work) / "ssh/id_ed25519", folder / SSH_KEY)
 
     async def _end(self, error: BaseException | None) -> None:
-        if error is not None:
+        if error is not None and not isinstance(error, _NO_FAILURE):
             await self.keep_logs()
         await self._close_guests()
         if self._keeper is not None:
             await self._keeper.down()
         if not self._keep_logs:
             shutil.rmtree(self.logs)
-        if isinstance(error, KawarimiError):
+        elif isinstance(error, KawarimiError):
             error.facts["evidence"] = str(self.logs)
 
     async def _close_guests(self) -> None:

@@ -54,6 +54,7 @@ def scratch(tmp_path_factory, tmp_path, monkeypatch) -> Iterator[Path]:
     """Temporary files go to a folder of the test; nothing may be left, there or elsewhere."""
     folder = tmp_path_factory.mktemp("scratch")
     monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
     yield folder
     assert leftovers(BAD, tmp_path) == []
     assert list(folder.iterdir()) == []

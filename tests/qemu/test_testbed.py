@@ -12,7 +12,7 @@ import pytest
 
 from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.guest import Guest
-from kawarimi_testbed.image.build import build_image
+from kawarimi_testbed.image.build import Image, build_image
 from kawarimi_testbed.mpi import mpirun
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_testbed.topology import Topology
@@ -111,12 +111,15 @@ async def test_a_command_ends_with_its_connection(testbed: Testbed):
     await vm1.run("while pgrep -f 'sleep 98[7]'; do sleep 0.05; done", deadline_s=15)
 
 
-async def test_a_guest_that_cannot_boot_leaves_its_evidence(image):
-    """Too little memory for the kernel: it panics, QEMU ends, and the error names the logs."""
-    topology = Topology(name="tiny", guests=1, guest_memory_mib=96)
+async def test_a_guest_that_cannot_boot_leaves_its_evidence(image, tmp_path):
+    """Without an initrd the kernel panics, QEMU ends, and the error names the logs."""
+    for file in (image.rootfs, image.vmlinux):
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / image.initrd.name).write_bytes(b"no archive")
+    topology = Topology(name="panics", guests=1)
     with pytest.raises(ExecutionFailed) as caught:
-        async with Testbed(topology, image):
-            pytest.fail("a guest with 96 MiB has booted")
+        async with Testbed(topology, Image(tmp_path)):
+            pytest.fail("a guest without an initrd has booted")
     assert caught.value.slug is Slug.QEMU_GONE
     evidence = Path(str(caught.value.facts["evidence"]))
     assert "panic" in (evidence / "vm1@hosta/console.log").read_text()
