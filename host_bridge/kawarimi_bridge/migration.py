@@ -7,6 +7,7 @@ before it, the source can run on; after it, only the destination may run.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _ENDED = frozenset({"completed", "failed", "cancelled"})
 _BUSY = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling"})
 _POLL_S = 1.0
 """How often the source is asked beside its events, which say nothing of the bytes moved."""
+_FIGURES_POLL_S = 0.01
 _SETTLE_S = 20.0
 """For a side that has nothing left to do but to say so: a cancel, a resume."""
 
@@ -156,11 +158,12 @@ async def migrate(
     timed_out = status is None
     if status is None:
         status = await _cancel(source)
-    info = await source.execute("query-migrate")
     if status != "completed":
+        info = await source.execute("query-migrate")
         await _confirm_source_runs(source)
         raise _not_completed(source, status, info, deadline_s if timed_out else None)
     await _await_arrival(destination)
+    info = await _final_figures(source)
     return MigrationResult(
         total_s=info["total-time"] / 1000,
         downtime_s=info["downtime"] / 1000,
@@ -309,6 +312,21 @@ def _not_completed(
         scope=Scope.GUEST,
         facts={"status": status},
     )
+
+
+async def _final_figures(source: Monitor) -> dict[str, Any]:
+    """Return query-migrate's answer for a completed migration, once its figures are computed.
+
+    QEMU says `completed` first, computes total and downtime next, and becomes `postmigrate` last
+    (migration/migration.c: migration_completion, then migration_iteration_finish): asked in
+    between, it answers zeros.
+    """
+    give_up = time.monotonic() + _SETTLE_S
+    while (await source.execute("query-status"))["status"] != "postmigrate":
+        if time.monotonic() >= give_up:
+            break  # the guest has arrived all the same; the figures are the best there are
+        await asyncio.sleep(_FIGURES_POLL_S)
+    return dict(await source.execute("query-migrate"))
 
 
 async def _await_arrival(destination: Monitor) -> None:
