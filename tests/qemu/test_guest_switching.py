@@ -126,3 +126,17 @@ async def test_twenty_cycles_in_one_job(testbed, controls, figure, ranks_per_gue
         f"tcp → openib {statistics.median(take):.2f} s (medians); longest time in the shim, "
         f"without a break: {max(gaps) * 1e3:.0f} ms"
     )
+
+
+@pytest.mark.timeout(600)
+async def test_another_hca_is_taken_after_a_move(testbed, controls):
+    """Leave openib, unplug at once, move both guests, plug other HCAs, take openib again."""
+    async with ring(testbed, controls, 1) as job:
+        await job.switch("tcp")
+        for guest in testbed.guests.values():
+            assert (await guest.unplug()).duration_s < 5
+            await guest.migrate("hostc")
+            await guest.plug()
+            await guest.wait_verbs()
+        await job.switch("openib")
+        assert await traffic(testbed.guest("vm1")) > 0

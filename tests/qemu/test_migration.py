@@ -63,6 +63,23 @@ async def test_five_times_there_and_back_under_a_tcp_job(vm1, testbed, figure):
     )
 
 
+async def test_no_write_is_lost_however_many_passes(vm1):
+    """A program that never lets go of the CPU, and a migration that takes its memory many times."""
+    await vm1.unplug()
+    program = asyncio.create_task(vm1.run(["memory", "2000", MARKER], deadline_s=120))
+    await vm1.run(f"until [ -e {MARKER} ]; do sleep 0.05; done", deadline_s=30)
+    # It writes faster than this sends, so that QEMU does not come to an end by itself.
+    endless = MigrationParameters(bandwidth=64 * 2**20, downtime_limit_s=0.005)
+    source = vm1.monitor
+    moving = asyncio.create_task(vm1.migrate("hostb", endless))
+    async with source.watch(["MIGRATION_PASS"]) as events:
+        assert await events.wait(60, lambda event: event["data"]["pass"] >= 8)
+    await source.execute("migrate-set-parameters", {"downtime-limit": 2000})
+    await moving
+    await vm1.run(["rm", MARKER])
+    assert json.loads((await program).stdout)["lost"] == 0
+
+
 async def test_to_another_fabric(vm1, testbed):
     """The HCA of the destination is another one: other MAC, GUID, subnet."""
     guid_before = (await vm1.run("cat /sys/class/infiniband/rxe0/node_guid")).stdout
