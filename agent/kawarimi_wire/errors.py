@@ -105,6 +105,21 @@ class Slug(enum.StrEnum):
     MIGRATION_TIMEOUT = "migration-timeout"
     SPLIT_BRAIN_REFUSED = "split-brain-refused"
 
+    # The guest agent.
+    AGENT_VERSION = "agent-version"
+    AGENT_KEYS = "agent-keys"
+    DEVICE_HELD = "device-held"
+    UNKNOWN_DEVICE = "unknown-device"
+    UNKNOWN_PROBE = "unknown-probe"
+    FABRIC_UNREACHABLE = "fabric-unreachable"
+
+    # An operation on guests.
+    GUEST_BUSY = "guest-busy"
+    DESTINATION_TOO_SMALL = "destination-too-small"
+    UNKNOWN_OPERATION = "unknown-operation"
+    OPERATION_RUNNING = "operation-running"
+    NOTHING_TO_RECOVER = "nothing-to-recover"
+
     # The rank shim and its steps.
     UNKNOWN_JOB = "unknown-job"
     UNKNOWN_BTL = "unknown-btl"
