@@ -15,6 +15,10 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("kawarimi_agent.cli:agent", "The guest agent, in the foreground."),
     "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
     "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
+    "keys": (
+        "kawarimi_bridge.cli.keys:keys",
+        "The keys by which agents and bridges know each other.",
+    ),
     "run": ("kawarimi_ompi.cli:run", "Start an MPI job whose interconnect can be exchanged."),
     "status": ("kawarimi_agent.cli:status", "What a job's messages go over."),
     "switch": ("kawarimi_agent.cli:switch", "Move a running job to another BTL."),
