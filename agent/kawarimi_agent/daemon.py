@@ -17,6 +17,7 @@ from kawarimi_agent.holders import Holders
 from kawarimi_agent.jobs import Jobs
 from kawarimi_agent.probes import Probes
 from kawarimi_agent.ranks import RankServer
+from kawarimi_agent.retransmit import Retransmit
 from kawarimi_agent.settings import Settings
 from kawarimi_agent.sysfs import Sysfs
 from kawarimi_wire.errors import ExecutionFailed, Slug
@@ -28,6 +29,7 @@ from kawarimi_wire.messages import (
     AskProbeOpen,
     AskProbeRun,
     AskReleased,
+    AskRetransmit,
     AskTraffic,
     Hello,
 )
@@ -57,6 +59,25 @@ def notify(state: str) -> None:
         to_systemd.sendto(state.encode(), address)
 
 
+async def _furnish(desk: Desk, stack: AsyncExitStack) -> None:
+    """Let the desk answer what concerns the guest itself."""
+    sysfs = Sysfs()
+    devices, holders = Devices(sysfs), Holders()
+    desk.add(AskDevices, devices.list)
+    desk.add(AskDevice, devices.wait)
+    desk.add(AskTraffic, devices.traffic)
+    desk.add(AskReleased, holders.wait_released)
+    probes = Probes(sysfs)
+    stack.push_async_callback(probes.stop)
+    desk.add(AskProbeOpen, probes.open)
+    desk.add(AskProbeRun, probes.run)
+    desk.add(AskProbeClose, probes.close)
+    retransmit = Retransmit()
+    stack.push_async_callback(retransmit.stop)
+    desk.add(AskRetransmit, retransmit.set)
+    await retransmit.start()
+
+
 async def serve(settings: Settings) -> None:
     """Serve ranks, users and bridges until SIGTERM or SIGINT.
 
@@ -69,16 +90,7 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         ranks = RankServer(settings.run_directory / RANKS_SOCKET)
         desk = Desk(hello(settings.guest), Jobs(ranks))
-        sysfs = Sysfs()
-        devices, holders, probes = Devices(sysfs), Holders(), Probes(sysfs)
-        desk.add(AskDevices, devices.list)
-        desk.add(AskDevice, devices.wait)
-        desk.add(AskTraffic, devices.traffic)
-        desk.add(AskReleased, holders.wait_released)
-        desk.add(AskProbeOpen, probes.open)
-        desk.add(AskProbeRun, probes.run)
-        desk.add(AskProbeClose, probes.close)
-        stack.push_async_callback(probes.stop)
+        await _furnish(desk, stack)
         control = ControlServer(settings.run_directory / CONTROL_SOCKET, desk)
         try:
             settings.run_directory.mkdir(parents=True, exist_ok=True)

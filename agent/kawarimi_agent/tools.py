@@ -15,8 +15,10 @@ DEADLINE_S = 10.0
 _T = TypeVar("_T")
 
 
-async def run(*argv: str, stdin: bytes = b"") -> bytes:
+async def run(*argv: str, stdin: bytes = b"", check: bool = True) -> bytes:
     """Run a tool to its end, and return what it writes.
+
+    :param check: whether a non-zero exit code is an error.
 
     :raise ExecutionFailed: `program-missing`, `command-failed` or `command-timeout`.
     """
@@ -43,7 +45,7 @@ async def run(*argv: str, stdin: bytes = b"") -> bytes:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode:
+    if check and process.returncode:
         said = err.decode(errors="replace").strip() or f"exit code {process.returncode}"
         raise _failed(Slug.COMMAND_FAILED, argv, f"failed: {said}")
     return out

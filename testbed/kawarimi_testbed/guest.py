@@ -51,7 +51,7 @@ class Guest:
         """The host on which it runs; empty before it was started."""
         self.remote = Remote(name, topology.switch_namespace, topology.guest_address(name))
         self.run = self.remote.run
-        self._topology = topology
+        self.topology = topology
         self._keeper = keeper
         self._image = image
         self._logs = logs
@@ -68,12 +68,12 @@ class Guest:
     @property
     def ethernet_address(self) -> str:
         """Return the guest's address on the Ethernet, the same on every host."""
-        return self._topology.guest_address(self.name)
+        return self.topology.guest_address(self.name)
 
     @property
     def hca_address(self) -> str | None:
         """Return the address that the guest's HCA has on its host; None without a fabric."""
-        return self._topology.hca_address(self.host, self.name)
+        return self.topology.hca_address(self.host, self.name)
 
     async def start(self, host: str, *, with_hca: bool) -> None:
         """Start the guest's QEMU on a host; it boots when this returns.
@@ -137,9 +137,9 @@ class Guest:
         """
         if self._agent is None:
             if self._context is None:
-                self._context = context_in(self._topology.switch_namespace)
+                self._context = context_in(self.topology.switch_namespace)
             self._agent = await connect_agent(
-                self._topology, self.name, self._keeper.folder, deadline_s, self._context
+                self.topology, self.name, self._keeper.folder, deadline_s, self._context
             )
         return self._agent
 
@@ -148,15 +148,15 @@ class Guest:
 
         :raise ExecutionFailed: `hca-not-ready`, or what the agent says.
         """
-        address = self._topology.hca_prefix(self.host, self.name)
-        mac = self._topology.hca_mac(self.host, self.name)
+        address = self.topology.hca_prefix(self.host, self.name)
+        mac = self.topology.hca_mac(self.host, self.name)
         request = AskDevice(mac, address or "", deadline_s)
         agent = await self.agent()
         return await agent.ask(request, VerbsDevice, deadline_s + ANSWER_MARGIN_S)
 
     async def plug(self) -> None:
         """Plug the HCA that the guest's host has for it; see `kawarimi_bridge.hca.plug`."""
-        await hca.plug(self.monitor, qemu.hca(self._topology, self.host, self.name))
+        await hca.plug(self.monitor, qemu.hca(self.topology, self.host, self.name))
 
     async def unplug(self, deadline_s: float = _UNPLUG_DEADLINE_S) -> hca.Unplugged:
         """Unplug the guest's HCA; see `kawarimi_bridge.hca.unplug`."""
@@ -179,7 +179,7 @@ class Guest:
             result = await migrate(
                 self.monitor,
                 destination,
-                self._topology.host_address(host),
+                self.topology.host_address(host),
                 hca_slots=[qemu.HCA_SLOT],
                 parameters=parameters,
                 deadline_s=deadline_s,
@@ -208,7 +208,7 @@ class Guest:
 
     def forward(self, socket: str) -> AbstractAsyncContextManager[Path]:
         """Make a unix socket of the guest one of this machine; see `forward.forward_socket`."""
-        namespace = self._topology.switch_namespace
+        namespace = self.topology.switch_namespace
         return forward_socket(self._keeper.folder, namespace, self.ethernet_address, socket)
 
     async def save_kernel_log(self) -> None:
@@ -236,7 +236,7 @@ class Guest:
         logs = self._logs / process
         logs.mkdir(parents=True, exist_ok=True)
         argv = qemu.argv(
-            self._topology,
+            self.topology,
             host,
             self.name,
             self._image,
@@ -247,7 +247,7 @@ class Guest:
             with_hca=with_hca,
         )
         (logs / "command-line").write_text("\n".join(argv) + "\n")
-        taps = qemu.taps(self._topology, host, self.name)
+        taps = qemu.taps(self.topology, host, self.name)
         socket = folder / "qmp.sock"
         socket.unlink(missing_ok=True)
         await self._keeper.request(Spawn(process, host, argv, str(logs / "qemu.log"), taps))
