@@ -199,6 +199,15 @@ async def refuse_unmovable(source: Monitor, hca_slots: list[str]) -> None:
             scope=Scope.DEVICE,
             facts={"reasons": reasons},
         )
+    await refuse_busy(source)
+
+
+async def refuse_busy(source: Monitor) -> None:
+    """Refuse a guest that is on its way, or not here; nothing is touched.
+
+    :raise PreflightRefused: `migration-busy`.
+    """
+    info = await source.execute("query-migrate")
     status = (await source.execute("query-status"))["status"]
     if info.get("status") in _BUSY or status in ("inmigrate", "postmigrate", "finish-migrate"):
         raise PreflightRefused(
