@@ -127,10 +127,19 @@ class Switch:
     :param to: the fabric's or the fallback's name.
     :param deadline_s: for everything before the way back; the way back has its own.
     :param poke: wake ranks that compute outside MPI by a signal.
+    :param on_step: awaited before each step is begun; what it raises ends the switch like a step
+        that failed.
     """
 
     def __init__(
-        self, job: str, ranks: Ranks, to: str, *, deadline_s: float, poke: bool = False
+        self,
+        job: str,
+        ranks: Ranks,
+        to: str,
+        *,
+        deadline_s: float,
+        poke: bool = False,
+        on_step: Callable[[Step], Awaitable[None]] | None = None,
     ) -> None:
         preflight(job, ranks)
         hello = ranks[0].hello
@@ -156,6 +165,7 @@ class Switch:
         self._replies: dict[int, Reply] = {}
         self._gathered: tuple[Blob, ...] = ()
         self._committing = False
+        self._on_step = on_step
 
     async def run(self) -> SwitchReport:
         """Bring the job to the goal.
@@ -170,6 +180,8 @@ class Switch:
             return self._report(changed=bool(self._records))
         try:
             for step in self._steps:
+                if self._on_step:
+                    await self._on_step(step)
                 await self._step(step)
         except KawarimiError as error:
             if self._committing and any(rank.state is self._goal for rank in self._ranks):

@@ -86,12 +86,12 @@ class GuestConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file.
 
-    :ivar keys: the folder with the bridge's own key pair (`kawarimi keys generate`).
+    :ivar key: the file of the bridge's own key pair (`kawarimi keys generate bridge`).
     """
 
     hosts: dict[str, HostConfig]
     guests: dict[str, GuestConfig]
-    keys: str = "/etc/kawarimi/keys"
+    key: str = "/etc/kawarimi/keys/bridge.key_secret"
 
     def guest(self, name: str) -> GuestConfig:
         """Return a guest.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -47,6 +47,10 @@ class MigrationParameters:
     bandwidth: int = 0
     downtime_limit_s: float = 0.3
     multifd_channels: int | None = None
+
+    def share(self, guests: int) -> MigrationParameters:
+        """Return the parameters of each of several guests that are moved side by side."""
+        return replace(self, bandwidth=self.bandwidth // max(guests, 1))
 
     def capabilities(self) -> dict[str, bool]:
         """Return the capabilities that are on; all others are switched off."""

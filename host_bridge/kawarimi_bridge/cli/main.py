@@ -13,8 +13,14 @@ from kawarimi_wire.errors import ExitCode, Interrupted, KawarimiError, Slug, Usa
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("kawarimi_agent.cli:agent", "The guest agent, in the foreground."),
+    "check": ("kawarimi_bridge.cli.migrate:check", "Whether guests could be moved now."),
     "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
     "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
+    "migrate": ("kawarimi_bridge.cli.migrate:migrate", "Move guests and the jobs in them."),
+    "recover": (
+        "kawarimi_bridge.cli.migrate:recover",
+        "Bring jobs back to the fabric after a degraded operation.",
+    ),
     "run": ("kawarimi_ompi.cli:run", "Start an MPI job whose interconnect can be exchanged."),
     "status": ("kawarimi_agent.cli:status", "What a job's messages go over."),
     "switch": ("kawarimi_agent.cli:switch", "Move a running job to another BTL."),
