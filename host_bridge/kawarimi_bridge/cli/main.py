@@ -7,14 +7,20 @@ import signal
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from kawarimi_bridge.cli.output import print_error
 from kawarimi_wire.errors import ExitCode, Interrupted, KawarimiError, Slug, UsageError
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("kawarimi_agent.cli:agent", "The guest agent, in the foreground."),
+    "completion": (
+        "kawarimi_bridge.cli.completion:completion",
+        "What makes a shell complete kawarimi's words.",
+    ),
     "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
     "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
+    "report": ("kawarimi_bridge.report.cli:report", "What operations did: text, HTML, images."),
     "run": ("kawarimi_ompi.cli:run", "Start an MPI job whose interconnect can be exchanged."),
     "status": ("kawarimi_agent.cli:status", "What a job's messages go over."),
     "switch": ("kawarimi_agent.cli:switch", "Move a running job to another BTL."),
@@ -42,6 +48,12 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete a subcommand from the table, an option as every command does."""
+        names = [name for name in sorted(SUBCOMMANDS) if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=SUBCOMMANDS[name][1]) for name in names]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of subcommands from the table, not from their modules."""
