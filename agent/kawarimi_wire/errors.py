@@ -61,6 +61,7 @@ class Slug(enum.StrEnum):
     # This machine.
     NOT_ROOT = "not-root"
     PROGRAM_MISSING = "program-missing"
+    LIBRARY_MISSING = "library-missing"
     PACKAGE_LISTS_MISSING = "package-lists-missing"
     NO_SPACE = "no-space"
     CACHE_CORRUPT = "cache-corrupt"
@@ -117,6 +118,7 @@ class Slug(enum.StrEnum):
     GUEST_BUSY = "guest-busy"
     DESTINATION_TOO_SMALL = "destination-too-small"
     UNKNOWN_OPERATION = "unknown-operation"
+    OPERATION_DAMAGED = "operation-damaged"
     OPERATION_RUNNING = "operation-running"
     NOTHING_TO_RECOVER = "nothing-to-recover"
 
