@@ -16,14 +16,6 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "abort": ("kawarimi_bridge.cli.operations:abort", "Ask a running operation to go back."),
     "agent": ("kawarimi_agent.cli:agent", "The guest agent, in the foreground."),
     "check": ("kawarimi_bridge.cli.migrate:check", "Whether guests could be moved now."),
-    "guests": ("kawarimi_bridge.cli.operations:guests", "The configured guests, as they are."),
-    "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
-    "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
-    "migrate": ("kawarimi_bridge.cli.migrate:migrate", "Move guests and the jobs in them."),
-    "recover": (
-        "kawarimi_bridge.cli.migrate:recover",
-        "Bring jobs back to the fabric after a degraded operation.",
-    ),
     "cleanup": ("kawarimi_bridge.cli.operations:cleanup", "End what operations have left."),
     "completion": (
         "kawarimi_bridge.cli.completion:completion",
@@ -32,6 +24,11 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "guests": ("kawarimi_bridge.cli.operations:guests", "The configured guests, as they are."),
     "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
     "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
+    "migrate": ("kawarimi_bridge.cli.migrate:migrate", "Move guests and the jobs in them."),
+    "recover": (
+        "kawarimi_bridge.cli.migrate:recover",
+        "Bring jobs back to the fabric after a degraded operation.",
+    ),
     "report": ("kawarimi_bridge.report.cli:report", "What operations did: text, HTML, images."),
     "run": ("kawarimi_ompi.cli:run", "Start an MPI job whose interconnect can be exchanged."),
     "status": ("kawarimi_agent.cli:status", "What a job's messages go over."),
