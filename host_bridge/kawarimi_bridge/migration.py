@@ -77,12 +77,17 @@ class MigrationProgress(msgspec.Struct, frozen=True):
 
 
 class MigrationResult(msgspec.Struct, frozen=True):
-    """A completed migration, by QEMU's own account: seconds, bytes."""
+    """A completed migration, by QEMU's own account: seconds, bytes.
+
+    :ivar paused: when the guest stood still, by the monotonic clock of whoever watched: from the
+        source's STOP to the destination's RESUME, as these events came here.
+    """
 
     total_s: float
     downtime_s: float
     setup_s: float
     transferred: int
+    paused: tuple[float, float] | None
 
 
 async def listen(destination: Monitor, address: str, parameters: MigrationParameters) -> str:
@@ -168,11 +173,13 @@ async def migrate(
         raise _not_completed(source, status, info, deadline_s if timed_out else None)
     await _await_arrival(destination)
     info = await _final_figures(source)
+    stopped, resumed = source.seen("STOP"), destination.seen("RESUME")
     return MigrationResult(
         total_s=info["total-time"] / 1000,
         downtime_s=info["downtime"] / 1000,
         setup_s=info["setup-time"] / 1000,
         transferred=info["ram"]["transferred"],
+        paused=(stopped, resumed) if stopped and resumed and started < stopped else None,
     )
 
 

@@ -205,7 +205,9 @@ async def _guests(config: Config) -> list[GuestRow]:
 
 
 async def _guest(session: Session, name: str) -> GuestRow:
-    host, devices, jobs, problem = "", (), (), ""
+    host, problem = "", ""
+    devices: tuple[str, ...] = ()
+    jobs: tuple[str, ...] = ()
     try:
         host = await session.hypervisor.locate(name)
         if name in session.unreachable:

@@ -48,7 +48,7 @@ class Diary:
         self._began = time.monotonic()
         self._date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._phases: dict[tuple[str, Phase], PhaseRecord] = {}
-        self._migrations: dict[str, tuple[MigrationResult, float]] = {}
+        self._migrations: dict[str, MigrationResult] = {}
         self._switches: list[SwitchRow] = []
 
     @property
@@ -121,7 +121,7 @@ class Diary:
 
     def migrated(self, guest: str, result: MigrationResult) -> None:
         """Take down how QEMU moved a guest."""
-        self._migrations[guest] = (result, self.now)
+        self._migrations[guest] = result
 
     def switched(self, report: SwitchReport) -> None:
         """Take down a switch that has just ended."""
@@ -170,12 +170,13 @@ class Diary:
         )
         if move.guest not in self._migrations:
             return GuestRecord(move, phases)
-        result, ended = self._migrations[move.guest]
+        result = self._migrations[move.guest]
+        paused = result.paused
         return GuestRecord(
             move,
             phases,
             downtime_s=result.downtime_s,
             migration_s=result.total_s,
             transferred=result.transferred,
-            downtime_at_s=(ended - result.downtime_s, ended),
+            downtime_at_s=(paused[0] - self._began, paused[1] - self._began) if paused else None,
         )

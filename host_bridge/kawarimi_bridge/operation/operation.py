@@ -244,23 +244,34 @@ class Operation:
 
     async def _arrive(self, failure: KawarimiError | None) -> OperationRecord:
         """Give every guest what its host has, and every job the best fabric that it can have."""
-        stayed = [m for m in self._moving if self._hosts[m.guest] != m.destination]
+        problem: KawarimiError | None = None
+        stayed = [move for move in self._moving if self._hosts[move.guest] != move.destination]
         try:
             for move in stayed:
                 await self._hypervisor.discard_destination(move.guest, move.destination)
             await all_of(self._plug(move) for move in self._plan.moves)
             await self._reselect()
         except KawarimiError as error:
-            self._skip_rest(f"the jobs stay on the fallback: {error.what}")
-            failure = failure or error
-            if not stayed:
-                error.untouched = "the guests have moved, and their jobs run on the fallback"
-                error.hint = error.hint or "mend it, then 'kawarimi recover'"
-                return self._diary.record(Result.DEGRADED, error.as_dict())
-        if failure is None or not stayed:
-            return self._diary.record(Result.COMPLETED, None)
-        names = ", ".join(move.guest for move in stayed)
-        error = NeedsCleanup(
+            problem = error
+            for phase in (Phase.PLUG, Phase.REPROBE, Phase.RESELECT):
+                self._skip_rest(phase, "the jobs stay on the fallback")
+        if stayed:
+            error = self._torn_apart(stayed, failure or problem)
+            return self._diary.record(Result.NEEDS_CLEANUP, error.as_dict())
+        if problem is not None:
+            problem.untouched = (
+                "the guests are where they should be; their jobs run on the fallback"
+            )
+            problem.hint = problem.hint or "mend it, then 'kawarimi recover'"
+            return self._diary.record(Result.DEGRADED, problem.as_dict())
+        if failure is not None:  # it came too late: every guest had moved
+            self._diary.note("seen through", cause=failure.as_dict())
+        return self._diary.record(Result.COMPLETED, None)
+
+    def _torn_apart(self, stayed: list[Move], failure: KawarimiError | None) -> NeedsCleanup:
+        assert failure is not None, "a guest stays only where something has failed"
+        names = " ".join(move.guest for move in stayed)
+        return NeedsCleanup(
             failure.slug,
             f"{failure.what} {names} did not move, and the others had moved already.",
             untouched="every job runs",
@@ -268,7 +279,6 @@ class Operation:
             scope=failure.scope,
             facts=failure.facts,
         )
-        return self._diary.record(Result.NEEDS_CLEANUP, error.as_dict())
 
     async def _plug(self, move: Move) -> None:
         host = self._hosts[move.guest]
@@ -312,7 +322,8 @@ class Operation:
                     deadline_s=self._options.deadline(Phase.RESELECT),
                     poke=self._options.poke,
                 )
-        self._skip_rest("no HCA, or no job whose guests are all on one fabric")
+        self._skip_rest(Phase.REPROBE, "its host has no HCA for it")
+        self._skip_rest(Phase.RESELECT, "no job has all of its guests on one fabric")
 
     async def _current_hosts(self) -> dict[str, str]:
         hosts = dict(self._hosts)
@@ -321,7 +332,6 @@ class Operation:
                 hosts[guest] = await self._hypervisor.locate(guest)
         return hosts
 
-    def _skip_rest(self, why: str) -> None:
-        for phase in (Phase.PLUG, Phase.REPROBE, Phase.RESELECT):
-            for move in self._plan.moves:
-                self._diary.skip_pending(phase, move.guest, why)
+    def _skip_rest(self, phase: Phase, why: str) -> None:
+        for move in self._plan.moves:
+            self._diary.skip_pending(phase, move.guest, why)
