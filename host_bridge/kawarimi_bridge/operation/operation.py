@@ -256,8 +256,8 @@ class Operation:
             for phase in (Phase.PLUG, Phase.REPROBE, Phase.RESELECT):
                 self._skip_rest(phase, "the jobs stay on the fallback")
         if stayed:
-            error = self._torn_apart(stayed, failure or problem)
-            return self._diary.record(Result.NEEDS_CLEANUP, error.as_dict())
+            torn = self._torn_apart(stayed, failure or problem)
+            return self._diary.record(Result.NEEDS_CLEANUP, torn.as_dict())
         if problem is not None:
             problem.untouched = (
                 "the guests are where they should be; their jobs run on the fallback"
