@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
-from kawarimi_agent.control import (
-    CONTROL_SOCKET,
-    RANKS_SOCKET,
-    RUN_DIRECTORY,
-    AskStatus,
-    AskSwitch,
-    ControlServer,
-    ListJobs,
-    ask,
-)
+from kawarimi_agent.control import CONTROL_SOCKET, RUN_DIRECTORY, ControlChannel
 from kawarimi_agent.coordinator import Switch
-from kawarimi_agent.jobs import Jobs, JobStatus, JobSummary
-from kawarimi_agent.ranks import RankServer
+from kawarimi_agent.jobs import JobStatus, JobSummary
 from kawarimi_agent.remote import find_ranks
 from kawarimi_agent.report import SwitchReport
+from kawarimi_agent.settings import FILE, load
 from kawarimi_bridge.cli.output import json_option, print_json
-from kawarimi_wire.errors import ExecutionFailed, Slug
+from kawarimi_wire.messages import ANSWER_MARGIN_S, Ask, AskJobs, AskStatus, AskSwitch
 
 STATUS_DEADLINE_S = 2.0
+_WAY_BACK_S = 15.0
+"""How much longer than its deadline a switch may take: the way back is in it."""
+
+_T = TypeVar("_T")
 
 _directory_option = click.option(
     "--run-directory",
@@ -38,45 +33,35 @@ _directory_option = click.option(
 )
 
 
-def _cannot_listen(directory: Path, error: OSError) -> ExecutionFailed:
-    return ExecutionFailed(
-        Slug.AGENT_CANNOT_LISTEN,
-        f"the agent cannot listen in {directory}: {error.strerror}",
-        untouched="every job",
-        hint="name a directory of your own with --run-directory",
-    )
-
-
-async def _serve(directory: Path) -> None:
-    server = RankServer(directory / RANKS_SOCKET)
-    control = ControlServer(directory / CONTROL_SOCKET, Jobs(server))
-    ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    try:
-        await server.start()
-        await control.start()
-    except OSError as error:
-        await server.stop()
-        raise _cannot_listen(directory, error) from error
-    await ended.wait()
-    await control.stop()
-    await server.stop()
+def _ask(directory: Path, request: Ask, answer_type: type[_T], deadline_s: float) -> _T:
+    """Ask this machine's agent; see `kawarimi_wire.messages.Channel`."""
+    channel = ControlChannel(directory / CONTROL_SOCKET)
+    return asyncio.run(channel.ask(request, answer_type, deadline_s + ANSWER_MARGIN_S))
 
 
 @click.command()
-@_directory_option
-def agent(run_directory: Path) -> None:
+@click.option("--config", type=click.Path(path_type=Path), help=f"Instead of {FILE}.")
+@click.option("--listen", metavar="ENDPOINT", help="For bridges, such as tcp://192.0.2.11:7117.")
+@click.option("--secret-key", metavar="FILE", help="The agent's own secret key.")
+@click.option("--bridges", metavar="FOLDER", help="The public keys of the bridges to admit.")
+@click.option("--guest", metavar="NAME", help="The guest's name; by default the host name.")
+@click.option("--run-directory", metavar="FOLDER", help=f"Its sockets' place: {RUN_DIRECTORY}.")
+@click.option("--insecure", is_flag=True, help="Admit everybody; only on the loopback.")
+def agent(config: Path | None, insecure: bool, **flags: str | None) -> None:
     """Run the guest agent in the foreground, until SIGTERM or SIGINT.
 
     Ranks dial it and dial again; it may start late, end, and start again under running jobs.
+
+    Every option but --insecure may also stand in the environment (KAWARIMI_AGENT_LISTEN and so on)
+    or in agent.toml; the command line goes first, then the environment. Without --listen no bridge
+    can reach it.
     """
-    try:
-        run_directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cannot_listen(run_directory, error) from error
+    # Imported here: the other commands need nothing of it.
+    from kawarimi_agent.daemon import serve
+
+    settings = load(flags, insecure=insecure, file=config)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    asyncio.run(_serve(run_directory))
+    asyncio.run(serve(settings))
 
 
 def _line(summary: JobSummary) -> str:
@@ -91,7 +76,7 @@ def _line(summary: JobSummary) -> str:
 @json_option
 def jobs(run_directory: Path, as_json: bool) -> None:
     """List the jobs whose ranks are connected to this machine's agent."""
-    found = ask(run_directory / CONTROL_SOCKET, ListJobs(), list[JobSummary])
+    found = _ask(run_directory, AskJobs(), list[JobSummary], 0.0)
     if as_json:
         print_json(found)
         return
@@ -106,7 +91,7 @@ def jobs(run_directory: Path, as_json: bool) -> None:
 def status(job: str, run_directory: Path, as_json: bool) -> None:
     """Say what a job's messages go over, rank by rank."""
     request = AskStatus(job, STATUS_DEADLINE_S)
-    found = ask(run_directory / CONTROL_SOCKET, request, JobStatus, STATUS_DEADLINE_S)
+    found = _ask(run_directory, request, JobStatus, STATUS_DEADLINE_S)
     if as_json:
         print_json(found)
         return
@@ -125,7 +110,7 @@ def status(job: str, run_directory: Path, as_json: bool) -> None:
 async def _switch_everywhere(
     controls: tuple[Path, ...], job: str, to: str, deadline_s: float, poke: bool
 ) -> SwitchReport:
-    ranks = await find_ranks(controls, job)
+    ranks = await find_ranks([ControlChannel(path) for path in controls], job)
     return await Switch(job, ranks, to, deadline_s=deadline_s, poke=poke).run()
 
 
@@ -157,7 +142,7 @@ def switch(
         report = asyncio.run(_switch_everywhere(controls, job, to, deadline, poke))
     else:
         request = AskSwitch(job, to, deadline, poke)
-        report = ask(run_directory / CONTROL_SOCKET, request, SwitchReport, deadline)
+        report = _ask(run_directory, request, SwitchReport, deadline + _WAY_BACK_S)
     if as_json:
         print_json(report)
         return

@@ -261,5 +261,5 @@ async def test_control_socket_answers_nonsense(tmp_path: Path) -> None:
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(line)
             answer = json.loads(await asyncio.wait_for(reader.readline(), 10))
-            assert answer["error"]["slug"] == Slug.BAD_USAGE
+            assert answer["failure"]["slug"] == Slug.BAD_USAGE
             writer.close()

@@ -24,6 +24,10 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "guests": ("kawarimi_bridge.cli.operations:guests", "The configured guests, as they are."),
     "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
     "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
+    "keys": (
+        "kawarimi_bridge.cli.keys:keys",
+        "The keys by which agents and bridges know each other.",
+    ),
     "migrate": ("kawarimi_bridge.cli.migrate:migrate", "Move guests and the jobs in them."),
     "recover": (
         "kawarimi_bridge.cli.migrate:recover",

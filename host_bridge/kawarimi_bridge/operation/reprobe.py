@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from types import NoneType
 
 from kawarimi_bridge.config import Config
 from kawarimi_bridge.operation.diary import Diary
@@ -99,7 +100,7 @@ async def _exchange(
         await all_of([run(one, other), run(other, one)])
     finally:
         closing = [
-            agents[guest].ask(AskProbeClose(end.probe), None, ANSWER_MARGIN_S)
+            agents[guest].ask(AskProbeClose(end.probe), NoneType, ANSWER_MARGIN_S)
             for guest, end in ends.items()
         ]
         await asyncio.gather(*closing, return_exceptions=True)

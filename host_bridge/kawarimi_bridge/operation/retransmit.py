@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
+from types import NoneType
 
 from kawarimi_bridge.config import Config
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskRetransmit, Channel
@@ -35,7 +36,7 @@ async def quick_retransmission(
                         tuple(config.guest(other).address for other in guests if other != guest),
                         least_s,
                     ),
-                    None,
+                    NoneType,
                     ANSWER_MARGIN_S,
                 )
                 for guest in guests
