@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from kawarimi_bridge.operations import operations_dir
 from kawarimi_wire.errors import PreflightRefused, Scope, Slug
@@ -65,4 +66,4 @@ def guests_held(guests: Sequence[str]) -> Iterator[None]:
 
 def guest_lock(guest: str) -> Path:
     """Return the lock of a guest."""
-    return operations_dir().parent / "locks" / guest
+    return operations_dir().parent / "locks" / quote(guest, safe="")

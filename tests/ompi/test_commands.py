@@ -232,7 +232,7 @@ async def test_a_job_behind_two_agents(site: Site, program: Program, tmp_path: P
         *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "sh", "-c", of_its_own),
     ]
     variables = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
-    controls = [word for d in (here, there) for word in ("--control", str(d / "control.sock"))]
+    controls = [word for d in (here, there) for word in ("--run-directory", str(d))]
     async with AsyncExitStack() as stack:
         stack.enter_context(agent(here))
         stack.enter_context(agent(there))

@@ -23,7 +23,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     ),
     "guests": ("kawarimi_bridge.cli.operations:guests", "The configured guests, as they are."),
     "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
-    "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
+    "jobs": ("kawarimi_bridge.cli.jobs:jobs", "The MPI jobs that can be switched."),
     "keys": (
         "kawarimi_bridge.cli.keys:keys",
         "The keys by which agents and bridges know each other.",
@@ -35,8 +35,8 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     ),
     "report": ("kawarimi_bridge.report.cli:report", "What operations did: text, HTML, images."),
     "run": ("kawarimi_ompi.cli:run", "Start an MPI job whose interconnect can be exchanged."),
-    "status": ("kawarimi_agent.cli:status", "What a job's messages go over."),
-    "switch": ("kawarimi_agent.cli:switch", "Move a running job to another BTL."),
+    "status": ("kawarimi_bridge.cli.jobs:status", "How a job or an operation stands."),
+    "switch": ("kawarimi_bridge.cli.jobs:switch", "Move a running job to another BTL."),
     "testbed": (
         "kawarimi_testbed.cli:testbed",
         "Guests with a soft-RoCE HCA under QEMU, for development and tests.",

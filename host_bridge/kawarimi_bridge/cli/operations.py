@@ -79,7 +79,10 @@ def _running(one: Account, pid: int) -> Running:
 
 def show_running(as_json: bool) -> None:
     """Print what runs now."""
-    found = [_running(account(folder), pid) for folder, pid in running_operations()]
+    _show([_running(account(folder), pid) for folder, pid in running_operations()], as_json)
+
+
+def _show(found: list[Running], as_json: bool) -> None:
     if as_json:
         print_json({"operations": found})
         return
@@ -97,6 +100,23 @@ def show_running(as_json: bool) -> None:
             click.echo(line)
     if not found:
         click.echo("no operation runs")
+
+
+def show_operation(operation: str, as_json: bool) -> None:
+    """Print how one operation stands, whether it runs or has ended.
+
+    :raise UsageError: `unknown-operation`.
+    """
+    folder = OperationFolder.find(operation)
+    pid = holder(folder.folder / LOCK)
+    if pid is not None:
+        _show([_running(account(folder), pid)], as_json)
+        return
+    one = account(folder)
+    if as_json:
+        print_json(one)
+    else:
+        click.echo(f"{one.operation}  {one.command} ended: {one.result or 'killed'}")
 
 
 @click.command()

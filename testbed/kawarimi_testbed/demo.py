@@ -1,0 +1,157 @@
+"""`kawarimi demo`: an MPI program computes on while both of its guests move, twice.
+
+From hosts with a fabric to hosts without (fallback), and on to hosts with another one (recovery).
+Everything is done by the commands that an operator would use, on a testbed of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kawarimi_bridge.cli.output import Progress
+from kawarimi_testbed.bridge import bridge_command
+from kawarimi_testbed.image.build import build_image
+from kawarimi_testbed.job import RingJob, running_ring
+from kawarimi_testbed.testbed import Testbed
+from kawarimi_testbed.topology import Topology
+from kawarimi_wire.errors import ExecutionFailed, Slug
+from kawarimi_wire.phases import Mode, Result
+from kawarimi_wire.record import OperationRecord, PhaseRecord
+
+WAY = ("hostb", "hostc")
+"""Where the guests go, one after the other, from the first host."""
+_COMPUTE_S = 2.0
+"""How long the program computes undisturbed before the first move and after each."""
+_OPERATION_DEADLINE_S = 600.0
+
+
+class DemoOperation(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """One move of both guests; seconds.
+
+    :ivar stall_s: the longest time that one exchange of the program took meanwhile.
+    :ivar gap_s: the longest time that a rank spent in the shim without a break.
+    :ivar downtime_s: QEMU's own account, the longest of the guests'.
+    """
+
+    operation: str
+    from_: str
+    to: str
+    mode: Mode
+    result: Result
+    duration_s: float
+    phases: tuple[PhaseRecord, ...]
+    stall_s: float
+    gap_s: float
+    downtime_s: float
+
+
+class DemoProgram(msgspec.Struct, frozen=True):
+    """What the program says: exchanges done, bytes that were wrong; and how it went undisturbed."""
+
+    iterations: int
+    data_errors: int
+    undisturbed_stall_s: float
+
+
+class Demo(msgspec.Struct, frozen=True):
+    """The whole demonstration; `reports` are the folders of the operations' reports."""
+
+    operations: tuple[DemoOperation, ...]
+    program: DemoProgram
+    reports: tuple[str, ...]
+
+
+async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode: Mode) -> Demo:
+    """Run the demonstration.
+
+    :param out: the folder for the operations' reports; it is made.
+    :raise KawarimiError: a step failed; nothing of the testbed is left but its logs.
+    """
+    topology = Topology(name="demo", agents=True)
+    image = build_image(progress)
+    operations = []
+    async with Testbed(topology, image, progress=progress) as testbed:
+        guests = topology.guest_names
+        async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest) as job:
+            with progress.step("the program computes over the fabric"):
+                await asyncio.sleep(_COMPUTE_S)  # which is what it is there for
+            undisturbed = max(lap.longest_s for lap in await job.laps())
+            for host in WAY:
+                with progress.step(f"kawarimi migrate {' '.join(guests)} --to {host}"):
+                    operations.append(await _move(testbed, job, host, mode))
+                with progress.step("the program computes on"):
+                    await asyncio.sleep(_COMPUTE_S)
+            with progress.step("the operations' reports"):
+                reports = [await _report(testbed, done.operation, out) for done in operations]
+    assert job.report is not None
+    program = DemoProgram(job.report.iterations, job.report.errors, undisturbed)
+    return Demo(tuple(operations), program, tuple(reports))
+
+
+async def kawarimi(testbed: Testbed, *words: str) -> Any:
+    """Run a kawarimi command with `--json` as the testbed's bridge; return the object.
+
+    :raise ExecutionFailed: `command-failed` unless it completed.
+    """
+    argv, environment = bridge_command(testbed.topology, testbed.keeper.folder, [*words, "--json"])
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), _OPERATION_DEADLINE_S)
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode:
+        raise ExecutionFailed(
+            Slug.COMMAND_FAILED,
+            f"'kawarimi {' '.join(words)}' failed with exit code {process.returncode}.",
+            facts={"stderr": err.decode(errors="replace"), "stdout": out.decode(errors="replace")},
+        )
+    return msgspec.json.decode(out)
+
+
+async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode) -> DemoOperation:
+    before = len(await job.laps())
+    done = await kawarimi(testbed, "migrate", *testbed.guests, "--to", host, "--mode", str(mode))
+    record = msgspec.convert(done, OperationRecord)
+    for guest in testbed.guests.values():
+        await guest.follow()
+    laps = (await job.laps())[before:]
+    first = record.guests[0]
+    return DemoOperation(
+        operation=record.operation,
+        from_=first.move.source,
+        to=first.move.destination,
+        mode=record.mode,
+        result=record.result,
+        duration_s=record.duration_s,
+        phases=first.phases,
+        stall_s=max((lap.longest_s for lap in laps), default=0.0),
+        gap_s=record.longest_gap_s,
+        downtime_s=max(guest.downtime_s or 0.0 for guest in record.guests),
+    )
+
+
+async def _report(testbed: Testbed, operation: str, out: Path) -> str:
+    target = out / operation
+    argv, environment = bridge_command(
+        testbed.topology, testbed.keeper.folder, ["report", operation, "--out", str(target)]
+    )
+    process = await asyncio.create_subprocess_exec(
+        *argv, env=environment, stdout=asyncio.subprocess.DEVNULL
+    )
+    await asyncio.wait_for(process.wait(), _OPERATION_DEADLINE_S)
+    state = Path(environment["KAWARIMI_STATE"]) / "operations" / operation
+    await asyncio.to_thread(shutil.copytree, state, target, dirs_exist_ok=True)
+    return str(target)
