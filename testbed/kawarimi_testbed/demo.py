@@ -7,9 +7,8 @@ Everything is done by the commands that an operator would use, on a testbed of i
 from __future__ import annotations
 
 import asyncio
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -69,7 +68,7 @@ class Demo(msgspec.Struct, frozen=True):
 async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode: Mode) -> Demo:
     """Run the demonstration.
 
-    :param out: the folder for the operations' reports; it is made.
+    :param out: the folder for what the operations leave behind, their reports among it.
     :raise KawarimiError: a step failed; nothing of the testbed is left but its logs.
     """
     topology = Topology(name="demo", agents=True)
@@ -83,50 +82,24 @@ async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode:
             undisturbed = max(lap.longest_s for lap in await job.laps())
             for host in WAY:
                 with progress.step(f"kawarimi migrate {' '.join(guests)} --to {host}"):
-                    operations.append(await _move(testbed, job, host, mode))
+                    operations.append(await _move(testbed, job, host, mode, out))
                 with progress.step("the program computes on"):
                     await asyncio.sleep(_COMPUTE_S)
             with progress.step("the operations' reports"):
-                reports = [await _report(testbed, done.operation, out) for done in operations]
+                for done in operations:
+                    await run_bridge(testbed, out, ["report", done.operation])
     assert job.report is not None
     program = DemoProgram(job.report.iterations, job.report.errors, undisturbed)
-    return Demo(tuple(operations), program, tuple(reports))
+    reports = tuple(str(out / "operations" / done.operation) for done in operations)
+    return Demo(tuple(operations), program, reports)
 
 
-async def kawarimi(testbed: Testbed, *words: str) -> Any:
-    """Run a kawarimi command with `--json` as the testbed's bridge; return the object.
-
-    :raise ExecutionFailed: `command-failed` unless it completed.
-    """
-    argv, environment = bridge_command(testbed.topology, testbed.keeper.folder, [*words, "--json"])
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), _OPERATION_DEADLINE_S)
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode:
-        raise ExecutionFailed(
-            Slug.COMMAND_FAILED,
-            f"'kawarimi {' '.join(words)}' failed with exit code {process.returncode}.",
-            facts={"stderr": err.decode(errors="replace"), "stdout": out.decode(errors="replace")},
-        )
-    return msgspec.json.decode(out)
-
-
-async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode) -> DemoOperation:
+async def _move(
+    testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path
+) -> DemoOperation:
     before = len(await job.laps())
-    done = await kawarimi(testbed, "migrate", *testbed.guests, "--to", host, "--mode", str(mode))
-    record = msgspec.convert(done, OperationRecord)
-    for guest in testbed.guests.values():
-        await guest.follow()
+    words = ["migrate", *testbed.guests, "--to", host, "--mode", str(mode), "--json"]
+    record = msgspec.json.decode(await run_bridge(testbed, out, words), type=OperationRecord)
     laps = (await job.laps())[before:]
     first = record.guests[0]
     return DemoOperation(
@@ -143,15 +116,34 @@ async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode) -> DemoOp
     )
 
 
-async def _report(testbed: Testbed, operation: str, out: Path) -> str:
-    target = out / operation
-    argv, environment = bridge_command(
-        testbed.topology, testbed.keeper.folder, ["report", operation, "--out", str(target)]
-    )
+async def run_bridge(testbed: Testbed, state: Path, words: Sequence[str]) -> bytes:
+    """Run `kawarimi WORDS…` as the testbed's bridge; return what it prints.
+
+    Every guest is looked for again afterwards, since it may have been moved.
+
+    :raise ExecutionFailed: `command-failed` unless its exit code is 0, `command-timeout`.
+    """
+    folder = testbed.keeper.folder
+    argv, environment = bridge_command(testbed.topology, folder, state, words)
     process = await asyncio.create_subprocess_exec(
-        *argv, env=environment, stdout=asyncio.subprocess.DEVNULL
+        *argv,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
-    await asyncio.wait_for(process.wait(), _OPERATION_DEADLINE_S)
-    state = Path(environment["KAWARIMI_STATE"]) / "operations" / operation
-    await asyncio.to_thread(shutil.copytree, state, target, dirs_exist_ok=True)
-    return str(target)
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), _OPERATION_DEADLINE_S)
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    await asyncio.gather(*(guest.follow() for guest in testbed.guests.values()))
+    if process.returncode:
+        raise ExecutionFailed(
+            Slug.COMMAND_FAILED,
+            f"'kawarimi {' '.join(words)}' failed with exit code {process.returncode}.",
+            hint=f"see {testbed.logs}",
+            facts={"said": err.decode(errors="replace")},
+        )
+    return out

@@ -21,6 +21,7 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
         "kawarimi_bridge.cli.completion:completion",
         "What makes a shell complete kawarimi's words.",
     ),
+    "demo": ("kawarimi_testbed.demo_cli:demo", "Watch a program compute on while its VMs move."),
     "guests": ("kawarimi_bridge.cli.operations:guests", "The configured guests, as they are."),
     "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
     "jobs": ("kawarimi_bridge.cli.jobs:jobs", "The MPI jobs that can be switched."),
