@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kawarimi_bridge.hca import Unplugged
-from kawarimi_bridge.migration import MigrationParameters, MigrationProgress, MigrationResult
+from kawarimi_bridge.migration import MigrationProgress, MigrationResult
+from kawarimi_bridge.migration_parameters import MigrationParameters
 
 
 class Hypervisor(Protocol):

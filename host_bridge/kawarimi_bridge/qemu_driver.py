@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kawarimi_bridge import hca, migration
 from kawarimi_bridge.config import Config
-from kawarimi_bridge.migration import MigrationParameters, MigrationProgress, MigrationResult
+from kawarimi_bridge.migration import MigrationProgress, MigrationResult
+from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.qmp import Monitor
 from kawarimi_wire.errors import (
     ExecutionFailed,

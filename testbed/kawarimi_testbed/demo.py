@@ -94,9 +94,7 @@ async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode:
     return Demo(tuple(operations), program, reports)
 
 
-async def _move(
-    testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path
-) -> DemoOperation:
+async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path) -> DemoOperation:
     before = len(await job.laps())
     words = ["migrate", *testbed.guests, "--to", host, "--mode", str(mode), "--json"]
     record = msgspec.json.decode(await run_bridge(testbed, out, words), type=OperationRecord)

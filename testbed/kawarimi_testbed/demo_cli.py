@@ -49,7 +49,9 @@ def _show(result: Demo) -> None:
     for done in result.operations:
         click.echo(f"{done.from_} → {done.to}: {done.result} in {done.duration_s:.1f} s")
         for row in done.phases:
-            took = f"{row.duration_s:8.2f} s" if row.state is PhaseState.DONE else f"{row.state:>10}"
+            took = (
+                f"{row.duration_s:8.2f} s" if row.state is PhaseState.DONE else f"{row.state:>10}"
+            )
             click.echo(f"  {row.phase:<10}{took}")
         click.echo(f"  the program's longest stall {_ms(done.stall_s)}; {_why(done)}")
     program = result.program

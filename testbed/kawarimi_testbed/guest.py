@@ -11,12 +11,8 @@ from pathlib import Path
 import msgspec
 
 from kawarimi_bridge import hca
-from kawarimi_bridge.migration import (
-    MigrationParameters,
-    MigrationResult,
-    migrate,
-    refuse_unmovable,
-)
+from kawarimi_bridge.migration import MigrationResult, migrate, refuse_unmovable
+from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.qmp import Monitor
 from kawarimi_testbed import qemu
 from kawarimi_testbed.forward import forward_socket

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from kawarimi_bridge import hca, migration
-from kawarimi_bridge.migration import MigrationParameters
+from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_testbed import qemu
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.keeper import Kill

@@ -15,7 +15,7 @@ import msgspec
 from kawarimi_bridge.cli.output import Watch, json_option, print_error_dict, print_json
 from kawarimi_bridge.config import Config, read_config
 from kawarimi_bridge.locks import guests_held, held
-from kawarimi_bridge.migration import MigrationParameters
+from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.operation.diary import Diary
 from kawarimi_bridge.operation.operation import Operation, Options
 from kawarimi_bridge.operation.plan import Plan, find_moves, make_plan
@@ -224,6 +224,11 @@ def _finish(record: OperationRecord, as_json: bool, as_lines: bool) -> int:
 )
 @click.option("--downtime-limit", default=300, show_default=True, metavar="MS")
 @click.option("--multifd", type=click.IntRange(1, 255), metavar="STREAMS", help="Parallel streams.")
+@click.option(
+    "--postcopy", is_flag=True, help="Let the guest go over when its memory was sent once."
+)
+@click.option("--tls", default="", metavar="FOLDER", help="Of the certificates, on both hosts.")
+@click.option("--tls-hostname", default="", help="Whom the destination's certificate names.")
 @_deadline_option
 @_poke_option
 @click.option("--dry-run", is_flag=True, help="Check everything, show what would be done, stop.")
@@ -237,6 +242,9 @@ def migrate(
     bandwidth: int,
     downtime_limit: int,
     multifd: int | None,
+    postcopy: bool,
+    tls: str,
+    tls_hostname: str,
     deadlines: tuple[str, ...],
     poke: bool,
     dry_run: bool,
@@ -269,7 +277,9 @@ def migrate(
         return ExitCode.COMPLETED
     options = Options(
         Mode(mode),
-        MigrationParameters(bandwidth * 2**20, downtime_limit / 1000, multifd),
+        MigrationParameters(
+            bandwidth * 2**20, downtime_limit / 1000, multifd, postcopy, tls, tls_hostname
+        ),
         _deadlines(deadlines),
         poke,
     )

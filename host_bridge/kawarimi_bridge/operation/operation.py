@@ -12,7 +12,8 @@ from itertools import combinations
 
 from kawarimi_bridge.config import Config
 from kawarimi_bridge.hypervisor import Hypervisor
-from kawarimi_bridge.migration import MigrationParameters, MigrationProgress
+from kawarimi_bridge.migration import MigrationProgress
+from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.operation.diary import Diary
 from kawarimi_bridge.operation.fabric import all_of, leave_fabric, take_fabric
 from kawarimi_bridge.operation.plan import Job, Plan
