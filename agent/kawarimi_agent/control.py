@@ -16,7 +16,7 @@ import msgspec
 
 from kawarimi_agent.jobs import Jobs, JobStatus, JobSummary, RankEntry
 from kawarimi_agent.report import SwitchReport
-from kawarimi_ompi.protocol import Blob, CommandFlag, Reply
+from kawarimi_ompi.protocol import Command, Reply
 from kawarimi_wire import errors
 from kawarimi_wire.errors import (
     ExecutionFailed,
@@ -67,16 +67,11 @@ class AskRanks(msgspec.Struct, frozen=True, tag="ranks", tag_field="ask"):
 
 
 class AskCall(msgspec.Struct, frozen=True, tag="call", tag_field="ask"):
-    """Send one command to one rank; the fields are those of `kawarimi_agent.ranks.Rank.call`."""
+    """Send one command to one rank."""
 
     job: str
     vpid: int
-    code: int
-    epoch: int
-    deadline_s: float
-    flags: int
-    blobs: tuple[Blob, ...]
-    expires_s: float | None
+    command: Command
 
 
 Request = ListJobs | AskStatus | AskSwitch | AskRanks | AskCall
@@ -151,17 +146,7 @@ class ControlServer:
         if isinstance(request, AskRanks):
             return self._jobs.ranks(request.job, uid)
         if isinstance(request, AskCall):
-            return await self._jobs.call(
-                request.job,
-                uid,
-                request.vpid,
-                request.code,
-                epoch=request.epoch,
-                deadline_s=request.deadline_s,
-                flags=CommandFlag(request.flags),
-                blobs=request.blobs,
-                expires_s=request.expires_s,
-            )
+            return await self._jobs.call(request.job, uid, request.vpid, request.command)
         return await self._jobs.switch(
             request.job, uid, request.to, deadline_s=request.deadline_s, poke=request.poke
         )

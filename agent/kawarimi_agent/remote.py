@@ -13,12 +13,12 @@ from pathlib import Path
 from kawarimi_agent.control import AskCall, AskRanks, ask_within
 from kawarimi_agent.jobs import RankEntry
 from kawarimi_agent.ranks import RankGoneError, RankSilentError
-from kawarimi_ompi.protocol import Blob, CommandFlag, Reply
+from kawarimi_ompi.protocol import Command, Reply
 from kawarimi_wire.errors import KawarimiError, Slug
 
 
 class RemoteRank:
-    """One rank that is connected to the agent behind `control`."""
+    """One rank that is connected to the agent behind `control`, a `SwitchableRank`."""
 
     def __init__(self, control: Path, job: str, entry: RankEntry) -> None:
         self.hello = entry.hello
@@ -32,26 +32,15 @@ class RemoteRank:
         """The rank's name within its job, for people."""
         return f"rank {self.hello.vpid}"
 
-    async def call(
-        self,
-        code: int,
-        *,
-        epoch: int,
-        deadline_s: float,
-        flags: CommandFlag = CommandFlag(0),  # noqa: B008 (an immutable constant)
-        blobs: tuple[Blob, ...] = (),
-        expires_s: float | None = None,
-    ) -> Reply:
+    async def call(self, command: Command) -> Reply:
         """Send one command and wait for its reply; see `kawarimi_agent.ranks.Rank.call`.
 
         :raise RankGoneError: the rank, or its agent, went away.
         :raise RankSilentError: no reply by the deadline.
         """
-        request = AskCall(
-            self._job, self.hello.vpid, code, epoch, deadline_s, int(flags), blobs, expires_s
-        )
+        request = AskCall(self._job, self.hello.vpid, command)
         try:
-            reply = await ask_within(self._control, request, Reply, deadline_s)
+            reply = await ask_within(self._control, request, Reply, command.deadline_s)
         except KawarimiError as error:
             if error.slug is Slug.RANK_NOT_REACHED:
                 raise RankSilentError(self.name) from error
