@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kawarimi_agent.coordinator import preflight
+from kawarimi_agent.barriers import preflight
 from kawarimi_agent.jobs import JobSummary
 from kawarimi_agent.remote import RemoteRank, find_ranks
 from kawarimi_bridge.config import Config
