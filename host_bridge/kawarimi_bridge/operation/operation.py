@@ -16,6 +16,7 @@ from kawarimi_bridge.migration import MigrationProgress
 from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.operation.diary import Diary
 from kawarimi_bridge.operation.fabric import all_of, leave_fabric, take_fabric
+from kawarimi_bridge.operation.freezer import Freezer
 from kawarimi_bridge.operation.plan import Job, Plan
 from kawarimi_bridge.operation.reprobe import await_device, reprobe
 from kawarimi_bridge.operation.retransmit import quick_retransmission
@@ -82,6 +83,7 @@ class Operation:
         self._hosts = {move.guest: move.source for move in plan.moves}
         self._moving = [move for move in plan.moves if move.source != move.destination]
         self._way_there: asyncio.Task[None] | None = None
+        self._freezer = Freezer(diary, deadline_s=options.deadline(Phase.DRAIN), poke=options.poke)
 
     def interrupt(self) -> bool:
         """Ask for the way back, as on Ctrl-C; return False where there is none any more."""
@@ -99,18 +101,24 @@ class Operation:
             sampled(agents, affected, self._diary),
             quick_retransmission(self._config, agents, affected),
         ):
-            self._way_there = asyncio.create_task(self._go())
-            failure: KawarimiError | None = None
             try:
-                await self._way_there
-            except asyncio.CancelledError:
-                failure = Interrupted(Slug.INTERRUPTED, "Interrupted.")
-            except KawarimiError as error:
-                failure = error
-            await self._look_where_they_are()
-            if failure is not None and not self._has_moved():
-                return await self._back(failure)
-            return await self._arrive(failure)
+                return await self._there_and_on()
+            finally:
+                await self._freezer.thaw()
+
+    async def _there_and_on(self) -> OperationRecord:
+        self._way_there = asyncio.create_task(self._go())
+        failure: KawarimiError | None = None
+        try:
+            await self._way_there
+        except asyncio.CancelledError:
+            failure = Interrupted(Slug.INTERRUPTED, "Interrupted.")
+        except KawarimiError as error:
+            failure = error
+        await self._look_where_they_are()
+        if failure is not None and not self._has_moved():
+            return await self._back(failure)
+        return await self._arrive(failure)
 
     # The way there: everything up to the point of no return.
 
@@ -122,6 +130,8 @@ class Operation:
             for move in self._moving
         )
         await self._leave()
+        if self._options.mode is Mode.FROZEN and self._moving:
+            await self._freezer.freeze(self._plan.jobs)
         await all_of(self._unplug(move) for move in self._moving)
         await all_of(self._migrate(move) for move in self._moving)
 
