@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from kawarimi_testbed import qemu
 from kawarimi_testbed.agents import HARNESS, KEYS, endpoint
+from kawarimi_testbed.remote import Completed
 from kawarimi_testbed.spawn import process_name
 from kawarimi_testbed.topology import Topology
+from kawarimi_wire.errors import ExecutionFailed, Slug
 from kawarimi_wire.keys import PUBLIC, SECRET, load_public
+
+if TYPE_CHECKING:
+    from kawarimi_testbed.testbed import Testbed
 
 CONFIG = "kawarimi.toml"
 """Its name in the testbed's folder."""
-STATE = "state"
-"""The folder of its operations, in the testbed's folder."""
+_DEADLINE_S = 600.0
 
 
 def write_bridge_config(topology: Topology, folder: Path) -> Path:
@@ -83,6 +90,48 @@ def bridge_command(
         "KAWARIMI_STATE": str(state),
     }
     return [*inside, sys.executable, "-m", "kawarimi_bridge.cli.main", *words], environment
+
+
+async def run_bridge(
+    testbed: Testbed, state: Path, words: Sequence[str], deadline_s: float = _DEADLINE_S
+) -> Completed:
+    """Run `kawarimi WORDS…` as the testbed's bridge, to its end.
+
+    The guests are looked for again afterwards, since they may have been moved.
+
+    :raise ExecutionFailed: `command-timeout`.
+    """
+    async with bridge_process(testbed, state, words) as process:
+        try:
+            out, err = await asyncio.wait_for(process.communicate(), deadline_s)
+        except TimeoutError as error:
+            raise ExecutionFailed(
+                Slug.COMMAND_TIMEOUT, f"'kawarimi {' '.join(words)}' did not end in time."
+            ) from error
+    await asyncio.gather(*(guest.follow() for guest in testbed.guests.values()))
+    assert process.returncode is not None
+    return Completed(process.returncode, out.decode(), err.decode(errors="replace"))
+
+
+@contextlib.asynccontextmanager
+async def bridge_process(
+    testbed: Testbed, state: Path, words: Sequence[str]
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start `kawarimi WORDS…` as the testbed's bridge; leaving this ends it."""
+    argv, environment = bridge_command(testbed.topology, testbed.keeper.folder, state, words)
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 def _toml(value: object) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from kawarimi_bridge.cli.output import Progress
-from kawarimi_testbed.bridge import bridge_command
+from kawarimi_testbed.bridge import run_bridge
 from kawarimi_testbed.image.build import build_image
 from kawarimi_testbed.job import RingJob, running_ring
 from kawarimi_testbed.testbed import Testbed
@@ -26,7 +26,6 @@ WAY = ("hostb", "hostc")
 """Where the guests go, one after the other, from the first host."""
 _COMPUTE_S = 2.0
 """How long the program computes undisturbed before the first move and after each."""
-_OPERATION_DEADLINE_S = 600.0
 
 
 class DemoOperation(msgspec.Struct, frozen=True, rename={"from_": "from"}):
@@ -87,7 +86,7 @@ async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode:
                     await asyncio.sleep(_COMPUTE_S)
             with progress.step("the operations' reports"):
                 for done in operations:
-                    await run_bridge(testbed, out, ["report", done.operation])
+                    await _bridge(testbed, out, ["report", done.operation])
     assert job.report is not None
     program = DemoProgram(job.report.iterations, job.report.errors, undisturbed)
     reports = tuple(str(out / "operations" / done.operation) for done in operations)
@@ -97,7 +96,7 @@ async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode:
 async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path) -> DemoOperation:
     before = len(await job.laps())
     words = ["migrate", *testbed.guests, "--to", host, "--mode", str(mode), "--json"]
-    record = msgspec.json.decode(await run_bridge(testbed, out, words), type=OperationRecord)
+    record = msgspec.json.decode(await _bridge(testbed, out, words), type=OperationRecord)
     laps = (await job.laps())[before:]
     first = record.guests[0]
     return DemoOperation(
@@ -114,34 +113,17 @@ async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path
     )
 
 
-async def run_bridge(testbed: Testbed, state: Path, words: Sequence[str]) -> bytes:
-    """Run `kawarimi WORDS…` as the testbed's bridge; return what it prints.
+async def _bridge(testbed: Testbed, out: Path, words: Sequence[str]) -> bytes:
+    """Run a command as the testbed's bridge; return what it prints.
 
-    Every guest is looked for again afterwards, since it may have been moved.
-
-    :raise ExecutionFailed: `command-failed` unless its exit code is 0, `command-timeout`.
+    :raise ExecutionFailed: `command-failed` unless its exit code is 0.
     """
-    folder = testbed.keeper.folder
-    argv, environment = bridge_command(testbed.topology, folder, state, words)
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), _OPERATION_DEADLINE_S)
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-    await asyncio.gather(*(guest.follow() for guest in testbed.guests.values()))
-    if process.returncode:
+    done = await run_bridge(testbed, out, words)
+    if done.exit_code:
         raise ExecutionFailed(
             Slug.COMMAND_FAILED,
-            f"'kawarimi {' '.join(words)}' failed with exit code {process.returncode}.",
+            f"'kawarimi {' '.join(words)}' failed with exit code {done.exit_code}.",
             hint=f"see {testbed.logs}",
-            facts={"said": err.decode(errors="replace")},
+            facts={"said": done.stderr},
         )
-    return out
+    return done.stdout.encode()

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import msgspec
 
-from kawarimi_ompi.build import find_open_mpi
-from kawarimi_ompi.launcher import Choice, environment
 from kawarimi_testbed.guest import Guest
-from kawarimi_testbed.mpi import mpirun_line
+from kawarimi_testbed.mpi import ETHERNET, mpirun_line
 from kawarimi_testbed.payload import COMPONENT_FOLDER
 from kawarimi_testbed.testbed import Testbed
-from kawarimi_wire.errors import ExecutionFailed, Slug
+from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Slug
 
 _MARKER = "/run/ring"
 _START_DEADLINE_S = 60.0
@@ -78,14 +75,17 @@ async def running_ring(
         say at its end that every byte was right.
     """
     first = testbed.guest(guests[0])
-    command = ["ring", str(seconds), str(_BLOCK), _MARKER]
-    words = mpirun_line(testbed.topology, guests, command, ranks_per_guest=ranks_per_guest)
-    variables = environment(
-        words, {}, find_open_mpi(), Path(COMPONENT_FOLDER), Choice(include="eth0")
+    line = mpirun_line(
+        testbed.topology,
+        guests,
+        ["ring", str(seconds), str(_BLOCK), _MARKER],
+        ranks_per_guest=ranks_per_guest,
     )
+    wrapper = ["kawarimi", "run", "--include", ETHERNET, "--component", COMPONENT_FOLDER, "--"]
+    launcher = {"OMPI_MCA_plm_rsh_agent": "kawarimi-rsh"}
     await first.run(["rm", "-f", _MARKER])
     running = asyncio.create_task(
-        first.run(words, env=variables, deadline_s=seconds + _END_DEADLINE_S)
+        first.run([*wrapper, *line], env=launcher, deadline_s=seconds + _END_DEADLINE_S)
     )
     job = RingJob(first)
     try:
@@ -108,5 +108,10 @@ async def running_ring(
 
 
 def _ended_early(running: asyncio.Task[object]) -> ExecutionFailed:
-    cause = running.exception() or running.result()
-    return ExecutionFailed(Slug.COMMAND_FAILED, f"The ring ended by itself: {cause}")
+    cause = running.exception()
+    facts = cause.facts if isinstance(cause, KawarimiError) else {}
+    return ExecutionFailed(
+        Slug.COMMAND_FAILED,
+        f"The ring ended by itself: {cause or running.result()}",
+        facts=facts,
+    )
