@@ -12,11 +12,25 @@ from pathlib import Path
 import kawarimi_wire
 from kawarimi_agent.control import CONTROL_SOCKET, RANKS_SOCKET, ControlServer
 from kawarimi_agent.desk import Desk
+from kawarimi_agent.devices import Devices
+from kawarimi_agent.holders import Holders
 from kawarimi_agent.jobs import Jobs
+from kawarimi_agent.probes import Probes
 from kawarimi_agent.ranks import RankServer
 from kawarimi_agent.settings import Settings
+from kawarimi_agent.sysfs import Sysfs
 from kawarimi_wire.errors import ExecutionFailed, Slug
-from kawarimi_wire.messages import VERSION, Hello
+from kawarimi_wire.messages import (
+    VERSION,
+    AskDevice,
+    AskDevices,
+    AskProbeClose,
+    AskProbeOpen,
+    AskProbeRun,
+    AskReleased,
+    AskTraffic,
+    Hello,
+)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -55,6 +69,16 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         ranks = RankServer(settings.run_directory / RANKS_SOCKET)
         desk = Desk(hello(settings.guest), Jobs(ranks))
+        sysfs = Sysfs()
+        devices, holders, probes = Devices(sysfs), Holders(), Probes(sysfs)
+        desk.add(AskDevices, devices.list)
+        desk.add(AskDevice, devices.wait)
+        desk.add(AskTraffic, devices.traffic)
+        desk.add(AskReleased, holders.wait_released)
+        desk.add(AskProbeOpen, probes.open)
+        desk.add(AskProbeRun, probes.run)
+        desk.add(AskProbeClose, probes.close)
+        stack.push_async_callback(probes.stop)
         control = ControlServer(settings.run_directory / CONTROL_SOCKET, desk)
         try:
             settings.run_directory.mkdir(parents=True, exist_ok=True)

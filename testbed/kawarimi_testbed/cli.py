@@ -61,17 +61,30 @@ def build(rebuild: bool, as_json: bool) -> None:
     help="e1000e has a slow link, pciehp a slow unplug.",
 )
 @click.option("--no-hca", is_flag=True, help="Boot the guests without their HCA.")
+@click.option("--agents", is_flag=True, help="Run a guest agent in the guests.")
 @click.option("--ssh", is_flag=True, help="Run sshd in the guests, with keys for each other.")
 @json_option
 def up(
-    name: str, guests: int, memory: int, hca: str, no_hca: bool, ssh: bool, as_json: bool
+    name: str,
+    guests: int,
+    memory: int,
+    hca: str,
+    no_hca: bool,
+    agents: bool,
+    ssh: bool,
+    as_json: bool,
 ) -> None:
     """Start a testbed; it runs until `down`.
 
     Guests are called vm1, vm2, … and start on hosta.
     """
     topology = Topology(
-        name=name, guests=guests, guest_memory_mib=memory, hca=HcaVariant(hca), ssh=ssh
+        name=name,
+        guests=guests,
+        guest_memory_mib=memory,
+        hca=HcaVariant(hca),
+        agents=agents,
+        ssh=ssh,
     )
     progress = Progress()
     image = build_image(progress)

@@ -9,12 +9,15 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import msgspec
+import zmq.asyncio
 
 from kawarimi_bridge import hca
+from kawarimi_bridge.agents import AgentClient
 from kawarimi_bridge.migration import MigrationResult, migrate, refuse_unmovable
 from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.qmp import Monitor
 from kawarimi_testbed import qemu
+from kawarimi_testbed.agents import connect_agent, context_in
 from kawarimi_testbed.forward import forward_socket
 from kawarimi_testbed.image.build import Image
 from kawarimi_testbed.keeper import Kill
@@ -23,6 +26,7 @@ from kawarimi_testbed.remote import Remote
 from kawarimi_testbed.spawn import process_name, spawn_qemu
 from kawarimi_testbed.topology import Topology
 from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Scope, Slug
+from kawarimi_wire.messages import ANSWER_MARGIN_S, AskDevice, VerbsDevice
 
 BOOT_DEADLINE_S = 90.0
 _QMP_DEADLINE_S = 15.0
@@ -49,6 +53,8 @@ class Guest:
         self._image = image
         self._logs = logs
         self._monitor: Monitor | None = None
+        self._agent: AgentClient | None = None
+        self._context: zmq.asyncio.Context | None = None
 
     @property
     def monitor(self) -> Monitor:
@@ -119,6 +125,32 @@ class Guest:
             scope=Scope.DEVICE,
         )
 
+    async def agent(self, deadline_s: float = BOOT_DEADLINE_S) -> AgentClient:
+        """Return the connection to the guest's agent: made on first use, closed with the guest.
+
+        The testbed must have been started with agents.
+
+        :raise KawarimiError: as `kawarimi_bridge.agents.AgentClient.connect`.
+        """
+        if self._agent is None:
+            if self._context is None:
+                self._context = context_in(self._topology.switch_namespace)
+            self._agent = await connect_agent(
+                self._topology, self.name, self._keeper.folder, deadline_s, self._context
+            )
+        return self._agent
+
+    async def address_hca(self, deadline_s: float = _VERBS_DEADLINE_S) -> VerbsDevice:
+        """Let the agent give the HCA its address, and wait until it is usable.
+
+        :raise ExecutionFailed: `hca-not-ready`, or what the agent says.
+        """
+        address = self._topology.hca_prefix(self.host, self.name)
+        mac = self._topology.hca_mac(self.host, self.name)
+        request = AskDevice(mac, address or "", deadline_s)
+        agent = await self.agent()
+        return await agent.ask(request, VerbsDevice, deadline_s + ANSWER_MARGIN_S)
+
     async def plug(self) -> None:
         """Plug the HCA that the guest's host has for it; see `kawarimi_bridge.hca.plug`."""
         await hca.plug(self.monitor, qemu.hca(self._topology, self.host, self.name))
@@ -176,7 +208,8 @@ class Guest:
 
         :raise ExecutionFailed: `qemu-gone` if it is nowhere.
         """
-        await self.close()
+        if self._monitor is not None:
+            await self._monitor.close()
         running = await self._keeper.processes()
         for host in (spec.name for spec in self._topology.hosts):
             process = process_name(self.name, host)
@@ -200,9 +233,13 @@ class Guest:
             (self._logs / f"{self.name}-kernel.log").write_text(log.stdout)
 
     async def close(self) -> None:
-        """Close the monitor; the guest runs on."""
+        """Close the monitor and the connection to the agent; the guest runs on."""
         if self._monitor is not None:
             await self._monitor.close()
+        if self._agent is not None:
+            await self._agent.close()
+        if self._context is not None:
+            self._context.term()
 
     async def _spawn(self, host: str, *, incoming: bool, with_hca: bool) -> Monitor:
         process = process_name(self.name, host)
