@@ -223,7 +223,7 @@ async def _refuse_foreign_holders(
             raise PreflightRefused(
                 Slug.DEVICE_HELD,
                 f"In {guest}, {device.name} is used by others than the jobs that can be switched: "
-                + "; ".join(f"{holder['name']}, pid {holder['pid']}" for holder in foreign),
+                + "; ".join(f"{holder['process']}, pid {holder['pid']}" for holder in foreign),
                 untouched="every guest and every job",
                 hint="end them first",
                 scope=Scope.DEVICE,
