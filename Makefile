@@ -32,4 +32,4 @@ vfio: setup ## Real vfio-pci passthrough, in an emulated machine with an IOMMU (
 
 lock: setup ## Pin the versions that CI installs
 	$(RUN)/pip-compile --quiet --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-	  --no-annotate --no-header --upgrade --extra guest --extra host --extra bench --extra dev --output-file requirements.lock pyproject.toml
+	  --no-annotate --no-header --upgrade --extra guest --extra host --extra report --extra bench --extra dev --output-file requirements.lock pyproject.toml

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from kawarimi_agent.jobs import Jobs
-from kawarimi_ompi.protocol import Blob, CommandFlag
+from kawarimi_ompi.protocol import Command
 from kawarimi_wire.errors import (
     ExecutionFailed,
     KawarimiError,
@@ -158,21 +158,10 @@ class Desk:
 
     async def _call(self, request: AskCall, uid: int) -> object:
         try:
-            blobs = msgspec.json.decode(request.blobs, type=tuple[Blob, ...])
-            flags = CommandFlag(request.flags)
+            command = msgspec.json.decode(request.command, type=Command)
         except (msgspec.DecodeError, ValueError) as error:
             raise UsageError(Slug.BAD_USAGE, f"not a command: {error}") from error
-        return await self._jobs.call(
-            request.job,
-            uid,
-            request.vpid,
-            request.code,
-            epoch=request.epoch,
-            deadline_s=request.deadline_s,
-            flags=flags,
-            blobs=blobs,
-            expires_s=request.expires_s,
-        )
+        return await self._jobs.call(request.job, uid, request.vpid, command)
 
 
 def encode(answer: Answer) -> bytes:

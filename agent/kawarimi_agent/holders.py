@@ -98,8 +98,8 @@ class Holders:
             holds.setdefault(pid, []).extend(names)
         for pid, names in (await asyncio.to_thread(self._mapped_by, files)).items():
             holds.setdefault(pid, []).extend(f"a mapping of {name}" for name in names)
-        for pid, objects in (await _objects(device)).items():
-            holds.setdefault(pid, []).extend(objects)
+        for thread, objects in (await _objects(device)).items():
+            holds.setdefault(self._process_of(thread), []).extend(objects)
         return [Holder(self._name(pid), pid, tuple(holds[pid])) for pid in sorted(holds)]
 
     def _files(self, device: str) -> dict[str, int]:
@@ -158,6 +158,17 @@ class Holders:
     def _pids(self) -> list[int]:
         return [int(name) for name in os.listdir(self._proc) if name.isdecimal()]
 
+    def _process_of(self, thread: int) -> int:
+        """Return the process that a thread belongs to; itself if it has ended.
+
+        RDMA netlink names the thread that made an object, as openib's connection manager does.
+        """
+        try:
+            status = (self._proc / str(thread) / "status").read_text()
+        except OSError:
+            return thread
+        return next(int(line[5:]) for line in status.splitlines() if line.startswith("Tgid:"))
+
     def _name(self, pid: int) -> str:
         try:
             return (self._proc / str(pid) / "comm").read_text().strip()
@@ -166,7 +177,7 @@ class Holders:
 
 
 async def _objects(device: str) -> dict[int, list[str]]:
-    """Count the kernel objects that processes have on a device."""
+    """Count the kernel objects on a device, by the thread that made them."""
     found: dict[int, list[str]] = {}
     questions = "".join(f"resource show {kind}\n" for kind in _OBJECTS)
     argv = ("rdma", "-j", "-b", "-")

@@ -12,13 +12,13 @@ import msgspec
 
 from kawarimi_agent.jobs import RankEntry
 from kawarimi_agent.ranks import RankGoneError, RankSilentError
-from kawarimi_ompi.protocol import Blob, CommandFlag, Reply
+from kawarimi_ompi.protocol import Command, Reply
 from kawarimi_wire.errors import KawarimiError, Slug
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskCall, AskRanks, Channel
 
 
 class RemoteRank:
-    """One rank that is connected to the agent at the other end of a channel."""
+    """One rank that is connected to the agent behind a channel, a `SwitchableRank`."""
 
     def __init__(self, channel: Channel, job: str, entry: RankEntry) -> None:
         self.hello = entry.hello
@@ -32,16 +32,7 @@ class RemoteRank:
         """The rank's name within its job, for people."""
         return f"rank {self.hello.vpid}"
 
-    async def call(
-        self,
-        code: int,
-        *,
-        epoch: int,
-        deadline_s: float,
-        flags: CommandFlag = CommandFlag(0),  # noqa: B008 (an immutable constant)
-        blobs: tuple[Blob, ...] = (),
-        expires_s: float | None = None,
-    ) -> Reply:
+    async def call(self, command: Command) -> Reply:
         """Send one command and wait for its reply; see `kawarimi_agent.ranks.Rank.call`.
 
         :raise RankGoneError: the rank, or its agent, went away.
@@ -50,15 +41,11 @@ class RemoteRank:
         request = AskCall(
             self._job,
             self.hello.vpid,
-            code,
-            epoch,
-            deadline_s,
-            int(flags),
-            msgspec.Raw(msgspec.json.encode(blobs)),
-            expires_s,
+            command.deadline_s,
+            msgspec.Raw(msgspec.json.encode(command)),
         )
         try:
-            reply = await self._channel.ask(request, Reply, deadline_s + ANSWER_MARGIN_S)
+            reply = await self._channel.ask(request, Reply, command.deadline_s + ANSWER_MARGIN_S)
         except KawarimiError as error:
             if error.slug is Slug.RANK_NOT_REACHED:
                 raise RankSilentError(self.name) from error

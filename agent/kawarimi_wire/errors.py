@@ -61,6 +61,7 @@ class Slug(enum.StrEnum):
     # This machine.
     NOT_ROOT = "not-root"
     PROGRAM_MISSING = "program-missing"
+    LIBRARY_MISSING = "library-missing"
     PACKAGE_LISTS_MISSING = "package-lists-missing"
     NO_SPACE = "no-space"
     CACHE_CORRUPT = "cache-corrupt"
@@ -117,6 +118,7 @@ class Slug(enum.StrEnum):
     GUEST_BUSY = "guest-busy"
     DESTINATION_TOO_SMALL = "destination-too-small"
     UNKNOWN_OPERATION = "unknown-operation"
+    OPERATION_DAMAGED = "operation-damaged"
     OPERATION_RUNNING = "operation-running"
     NOTHING_TO_RECOVER = "nothing-to-recover"
 
@@ -133,11 +135,14 @@ class Slug(enum.StrEnum):
     RANK_NOT_REACHED = "rank-not-reached"
     RANK_GONE = "rank-gone"
     DRAIN_TIMEOUT = "drain-timeout"
+    DEFERRED_BY_PROGRAM = "deferred-by-program"
+    HOLD_LOST = "hold-lost"
     FABRIC_ABSENT = "fabric-absent"
     SWITCH_UNFINISHED = "switch-unfinished"
     OPEN_MPI_MISSING = "open-mpi-missing"
     OPEN_MPI_UNSUPPORTED = "open-mpi-unsupported"
     COMPONENT_MISSING = "component-missing"
+    SHIM_NOT_LOADED = "shim-not-loaded"
     NOT_SWITCHABLE_LAUNCH = "not-switchable-launch"
 
 

@@ -82,19 +82,15 @@ class AskRanks(_Ask, frozen=True, tag="ranks"):
 
 
 class AskCall(_Ask, frozen=True, tag="call"):
-    """Send one command to one rank; the fields are those of `kawarimi_agent.ranks.Rank.call`.
+    """Send one command to one rank; answered by a `kawarimi_ompi.protocol.Reply`.
 
-    :ivar blobs: a list of `kawarimi_ompi.protocol.Blob`, encoded.
+    :ivar command: a `kawarimi_ompi.protocol.Command`, encoded; `deadline_s` is its own.
     """
 
     job: str
     vpid: int
-    code: int
-    epoch: int
     deadline_s: Seconds
-    flags: int
-    blobs: msgspec.Raw
-    expires_s: Seconds | None
+    command: msgspec.Raw
 
 
 class AskDevices(_Ask, frozen=True, tag="devices"):

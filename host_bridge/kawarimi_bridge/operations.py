@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from kawarimi_wire.errors import Slug, UsageError
+from kawarimi_wire.errors import PreflightRefused, Slug, UsageError
 from kawarimi_wire.record import Entry, OperationRecord, Sample
 
 JOURNAL, SAMPLES, RECORD = "journal.jsonl", "samples.jsonl", "record.json"
@@ -68,8 +68,8 @@ class OperationFolder:
     def all(cls) -> list[OperationFolder]:
         """Return every operation's folder, the oldest first."""
         parent = operations_dir()
-        names = sorted(entry.name for entry in parent.iterdir()) if parent.is_dir() else []
-        return [cls(parent / name) for name in names]
+        every = parent.iterdir() if parent.is_dir() else ()
+        return [cls(folder) for folder in sorted(every) if folder.is_dir()]
 
     def write_entry(self, entry: Entry) -> None:
         """Append to the journal; it is on the disk when this returns."""
@@ -87,20 +87,26 @@ class OperationFolder:
         partial.replace(target)
 
     def entries(self) -> list[Entry]:
-        """Return the journal so far; a last line that was cut off by a crash is left out."""
+        """Return the journal so far; a last line that was cut off by a crash is left out.
+
+        :raise PreflightRefused: `operation-damaged` if another line cannot be read.
+        """
         return list(self._lines(JOURNAL, Entry))
 
     def samples(self) -> list[Sample]:
-        """Return the samples so far."""
+        """Return the samples so far; as `entries` does."""
         return list(self._lines(SAMPLES, Sample))
 
     def record(self) -> OperationRecord | None:
-        """Return the record; None while the operation runs, or if it was killed."""
+        """Return the record; None while the operation runs, or if it was killed.
+
+        :raise PreflightRefused: `operation-damaged` if it cannot be read.
+        """
         try:
             content = (self.folder / RECORD).read_bytes()
         except FileNotFoundError:
             return None
-        return msgspec.json.decode(content, type=OperationRecord)
+        return self._decode(RECORD, content, OperationRecord)
 
     def _append(self, name: str, line: msgspec.Struct, *, durable: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -117,4 +123,16 @@ class OperationFolder:
             return
         for line in text.splitlines(keepends=True):
             if line.endswith(b"\n"):
-                yield msgspec.json.decode(line, type=kind)
+                yield self._decode(name, line, kind)
+
+    def _decode(self, name: str, content: bytes, kind: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise PreflightRefused(
+                Slug.OPERATION_DAMAGED,
+                f"The {name} of operation {self.operation} cannot be read: {error}.",
+                untouched="nothing was changed",
+                hint="it was damaged, or written by another version of kawarimi",
+                facts={"file": str(self.folder / name)},
+            ) from error

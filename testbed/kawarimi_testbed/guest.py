@@ -13,20 +13,17 @@ import zmq.asyncio
 
 from kawarimi_bridge import hca
 from kawarimi_bridge.agents import AgentClient
-from kawarimi_bridge.migration import (
-    MigrationParameters,
-    MigrationResult,
-    migrate,
-    refuse_unmovable,
-)
+from kawarimi_bridge.migration import MigrationResult, migrate, refuse_unmovable
+from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.qmp import Monitor
 from kawarimi_testbed import qemu
 from kawarimi_testbed.agents import connect_agent, context_in
 from kawarimi_testbed.forward import forward_socket
 from kawarimi_testbed.image.build import Image
-from kawarimi_testbed.keeper import Kill, Spawn
+from kawarimi_testbed.keeper import Kill
 from kawarimi_testbed.ownership import KeeperClient
 from kawarimi_testbed.remote import Remote
+from kawarimi_testbed.spawn import process_name, spawn_qemu
 from kawarimi_testbed.topology import Topology
 from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Scope, Slug
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskDevice, VerbsDevice
@@ -186,7 +183,7 @@ class Guest:
             )
         except BaseException:
             await destination.close()
-            await self._keeper.request(Kill(self._process(host)))
+            await self._keeper.request(Kill(process_name(self.name, host)))
             raise
         await self.arrive(host, destination)
         return result
@@ -204,7 +201,25 @@ class Guest:
         source, left = self.monitor, self.host
         self._monitor, self.host = destination, host
         await source.close()
-        await self._keeper.request(Kill(self._process(left)))
+        await self._keeper.request(Kill(process_name(self.name, left)))
+
+    async def follow(self) -> None:
+        """Find the guest where somebody else, the bridge, has moved it to.
+
+        :raise ExecutionFailed: `qemu-gone` if it is nowhere.
+        """
+        if self._monitor is not None:
+            await self._monitor.close()
+        running = await self._keeper.processes()
+        for host in (spec.name for spec in self.topology.hosts):
+            process = process_name(self.name, host)
+            if process in running:
+                folder, logs = self._keeper.folder / process, self._logs / process
+                self._monitor, self.host = await self._connect(process, folder, logs), host
+                return
+        raise ExecutionFailed(
+            Slug.QEMU_GONE, f"No QEMU runs {self.name}.", hint=f"see {self._logs}"
+        )
 
     def forward(self, socket: str) -> AbstractAsyncContextManager[Path]:
         """Make a unix socket of the guest one of this machine; see `forward.forward_socket`."""
@@ -226,31 +241,23 @@ class Guest:
         if self._context is not None:
             self._context.term()
 
-    def _process(self, host: str) -> str:
-        return f"{self.name}@{host}"
-
     async def _spawn(self, host: str, *, incoming: bool, with_hca: bool) -> Monitor:
-        process = self._process(host)
-        folder = self._keeper.folder / process
-        folder.mkdir(exist_ok=True)
+        process = process_name(self.name, host)
         logs = self._logs / process
-        logs.mkdir(parents=True, exist_ok=True)
-        argv = qemu.argv(
+        folder = await spawn_qemu(
+            self._keeper,
             self.topology,
-            host,
-            self.name,
             self._image,
-            self._keeper.folder / "payload.img",
-            folder,
-            logs,
+            self._logs,
+            self.name,
+            host,
             incoming=incoming,
             with_hca=with_hca,
         )
-        (logs / "command-line").write_text("\n".join(argv) + "\n")
-        taps = qemu.taps(self.topology, host, self.name)
+        return await self._connect(process, folder, logs)
+
+    async def _connect(self, process: str, folder: Path, logs: Path) -> Monitor:
         socket = folder / "qmp.sock"
-        socket.unlink(missing_ok=True)
-        await self._keeper.request(Spawn(process, host, argv, str(logs / "qemu.log"), taps))
         give_up = time.monotonic() + _QMP_DEADLINE_S
         while True:
             try:

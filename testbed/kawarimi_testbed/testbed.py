@@ -13,6 +13,7 @@ from types import TracebackType
 
 from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.agents import KEYS
+from kawarimi_testbed.bridge import write_bridge_config
 from kawarimi_testbed.commands import require_programs, require_root
 from kawarimi_testbed.forward import SSH_KEY
 from kawarimi_testbed.guest import Guest
@@ -129,6 +130,8 @@ class Testbed:
             self._keeper = await KeeperClient.start(description)
         with self._progress.step("project files for the guests"):
             await asyncio.to_thread(self._write_payload, self._keeper.folder)
+            if self.topology.agents:
+                write_bridge_config(self.topology, self._keeper.folder)
         for name in self.topology.guest_names:
             guest = Guest(self.topology, name, self._keeper, self.image, self.logs)
             self.guests[name] = guest

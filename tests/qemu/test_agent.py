@@ -291,18 +291,26 @@ async def test_traffic(vm1: Guest, vm2: Guest) -> None:
     agent = await vm1.agent()
     size = 300_000
 
+    sink = (
+        f"import socket; s = socket.create_server(('', {PORT})); open('/run/sink', 'w')\n"
+        "while True:\n    c, _ = s.accept()\n    while c.recv(65536): pass\n    c.close()"
+    )
+
     async def grown(address: str) -> Traffic:
+        """Send something over TCP, and return by how much the counts have grown."""
         before = await agent.ask(AskTraffic(), Traffic, ANSWER_S)
-        receive = f"busybox nc -l -p {PORT} >/dev/null & echo ok"
-        await vm2.run(receive)
-        send = f"head -c {size} /dev/zero | busybox nc -w 5 {address} {PORT}"
-        await vm1.run(f"until {send}; do sleep 0.1; done")
+        source = (
+            f"import socket; s = socket.create_connection(('{address}', {PORT}))\n"
+            f"s.sendall(bytes({size})); s.shutdown(socket.SHUT_WR); s.recv(1)"
+        )
+        await vm1.run(["python3", "-c", source])
         after = await agent.ask(AskTraffic(), Traffic, ANSWER_S)
         return Traffic(after.ethernet - before.ethernet, after.fabric - before.fabric)
 
-    over_ethernet = await grown(vm2.ethernet_address)
+    async with foreign(vm2, f'exec python3 -c "{sink}"', "[ -e /run/sink ]"):
+        over_ethernet = await grown(vm2.ethernet_address)
+        over_fabric = await grown(vm2.hca_address or "")
     assert over_ethernet.ethernet > size > over_ethernet.fabric
-    over_fabric = await grown(vm2.hca_address or "")
     assert over_fabric.fabric > size > over_fabric.ethernet
     began = time.monotonic()
     for _ in range(10):

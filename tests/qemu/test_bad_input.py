@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from kawarimi_testbed.network import existing_namespaces
-from kawarimi_testbed.paths import run_dir
+from kawarimi_testbed.paths import run_dir, state_dir
 from kawarimi_testbed.topology import Topology
 from kawarimi_wire.errors import ExitCode
 from leftovers import leftovers
@@ -152,6 +152,24 @@ def test_a_corrupted_cache_entry(image, tmp_path):
     assert copy.exists()
 
 
+def test_a_build_that_fails_names_a_log_that_is_there(tmp_path):
+    broken = tmp_path / "bin/mmdebstrap"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho E: the mirror is closed on Mondays >&2\nexit 25\n")
+    broken.chmod(0o755)
+    path = f"{broken.parent}:{os.environ['PATH']}"
+    done = kawarimi(
+        *("testbed", "build", "--json"), env={"PATH": path, "XDG_CACHE_HOME": str(tmp_path)}
+    )
+    assert done.returncode == ExitCode.FAILED
+    error = json.loads(done.stdout)["error"]
+    assert error["slug"] == "command-failed"
+    log = Path(error["facts"]["log"])
+    assert str(log) in error["hint"]
+    assert "E: the mirror is closed on Mondays" in log.read_text()
+    assert [path.name for path in tmp_path.glob("kawarimi/testbed/*")] == ["lock"]
+
+
 @contextlib.contextmanager
 def begun(*words: str, env: Mapping[str, str]) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
@@ -198,6 +216,7 @@ def test_a_build_is_ended(tmp_path, scratch, number):
         assert process.returncode == ExitCode.INTERRUPTED
         assert json.loads(output)["error"]["slug"] == "interrupted"
         assert [path.name for path in tmp_path.glob("kawarimi/testbed/*")] == ["lock"]
+        assert list(state_dir().iterdir()) == []
     else:
         # Nobody could clean up; what is left does not look built, and the next build sweeps it.
         left = {path.name[:9] for path in tmp_path.glob("kawarimi/testbed/*")}

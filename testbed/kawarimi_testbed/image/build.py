@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +19,8 @@ from kawarimi_testbed.image import kernel, openib, rootfs
 from kawarimi_testbed.image.cache import Cache
 from kawarimi_testbed.image.debian import Debian
 from kawarimi_testbed.image.packages import PACKAGES
-from kawarimi_testbed.paths import cache_dir
+from kawarimi_testbed.paths import cache_dir, state_dir
+from kawarimi_wire.errors import KawarimiError, PreflightRefused
 
 _PROGRAMS = [
     *("apt-get", "busybox", "cpio", "depmod", "dpkg-deb", "gcc", "mkfs.ext4", "mmdebstrap"),
@@ -57,13 +62,12 @@ def build_image(progress: Progress, *, rebuild: bool = False) -> Image:
     :raise PreflightRefused: `not-root`, `program-missing`, `no-space`, `package-lists-missing` or
         `cache-corrupt`; nothing was made.
     :raise ExecutionFailed: `command-failed`, `command-timeout` or `build-failed`; the cache is as
-        it was.
+        it was, and the error names the log of what was run.
     """
     require_root("Building the guest image")
     require_programs(_PROGRAMS)
     cache = Cache(cache_dir())
-    with tempfile.TemporaryDirectory(prefix="kawarimi-") as scratch:
-        log = Path(scratch) / "log"
+    with _log_kept_on_failure() as log, tempfile.TemporaryDirectory(prefix="kawarimi-") as scratch:
         debian = Debian(Path(scratch), log)
         with progress.step("asking apt for versions"):
             inputs = _inputs(debian)
@@ -72,9 +76,26 @@ def build_image(progress: Progress, *, rebuild: bool = False) -> Image:
 
         def builder(folder: Path) -> None:
             require_space(folder, _SPACE_BYTES, "Building the guest image")
-            _build(folder, progress)
+            _build(folder, progress, log)
 
         return Image(cache.build("image", inputs, builder, rebuild=rebuild))
+
+
+@contextlib.contextmanager
+def _log_kept_on_failure() -> Iterator[Path]:
+    """Yield a log outside everything that a build removes; it stays only if the build fails."""
+    log = state_dir() / f"build-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield log
+    except (PreflightRefused, KeyboardInterrupt):  # nothing was begun, or the operator's wish
+        log.unlink(missing_ok=True)
+        raise
+    except KawarimiError as error:
+        error.facts["log"] = str(log)
+        raise
+    else:
+        log.unlink()
 
 
 def _inputs(debian: Debian) -> dict[str, str]:
@@ -93,12 +114,11 @@ def _inputs(debian: Debian) -> dict[str, str]:
     }
 
 
-def _build(folder: Path, progress: Progress) -> None:
+def _build(folder: Path, progress: Progress, log: Path) -> None:
     """Make the three files in a folder; everything intermediate is below it and removed."""
     work = folder / "work"
     root = work / "root"
     work.mkdir()
-    log = work / "log"
     debian = Debian(work, log)
 
     def make_openib() -> Path:
@@ -124,4 +144,4 @@ def _build(folder: Path, progress: Progress) -> None:
         for mount_point in ("opt/kawarimi", "host"):
             (root / mount_point).mkdir(parents=True)
         rootfs.write_image(root, folder / _ROOTFS, log)
-    run(["rm", "-rf", "--one-file-system", work], log=Path("/dev/null"), deadline_s=60)
+    run(["rm", "-rf", "--one-file-system", work], log=log, deadline_s=60)
