@@ -59,7 +59,7 @@ def notify(state: str) -> None:
         to_systemd.sendto(state.encode(), address)
 
 
-async def _furnish(desk: Desk, stack: AsyncExitStack) -> None:
+async def furnish(desk: Desk, stack: AsyncExitStack) -> None:
     """Let the desk answer what concerns the guest itself."""
     sysfs = Sysfs()
     devices, holders = Devices(sysfs), Holders()
@@ -90,7 +90,7 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         ranks = RankServer(settings.run_directory / RANKS_SOCKET)
         desk = Desk(hello(settings.guest), Jobs(ranks))
-        await _furnish(desk, stack)
+        await furnish(desk, stack)
         control = ControlServer(settings.run_directory / CONTROL_SOCKET, desk)
         try:
             settings.run_directory.mkdir(parents=True, exist_ok=True)

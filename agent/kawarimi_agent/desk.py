@@ -80,6 +80,11 @@ class Desk:
             AskCall: self._call,
         }
 
+    @property
+    def kinds(self) -> set[type[object]]:
+        """Return the kinds of requests that are answered."""
+        return set(self._handlers)
+
     def add(self, kind: type[object], handler: Handler) -> None:
         """Let a handler answer one more kind of request."""
         self._handlers[kind] = handler

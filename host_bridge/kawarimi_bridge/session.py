@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kawarimi_wire.keys import load_pair
-
 from kawarimi_bridge.agents import AgentClient
 from kawarimi_bridge.config import Config
 from kawarimi_bridge.qemu_driver import QemuDriver
 from kawarimi_wire.errors import KawarimiError
+from kawarimi_wire.keys import load_pair
 
 CONNECT_DEADLINE_S = 10.0
 

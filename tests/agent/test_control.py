@@ -9,19 +9,24 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 from agent_site import Site
 
 from kawarimi_agent.control import CONTROL_SOCKET, ControlChannel
-from kawarimi_agent.jobs import JobSummary
+from kawarimi_agent.daemon import furnish, hello
+from kawarimi_agent.desk import Desk
+from kawarimi_agent.jobs import Jobs, JobSummary
+from kawarimi_agent.ranks import RankServer
 from kawarimi_wire.errors import ExecutionFailed, OutcomeUnknown, Slug
 from kawarimi_wire.messages import (
     MAX_MESSAGE,
     Answer,
+    Ask,
     AskHello,
     AskJobs,
     AskRetransmit,
@@ -72,6 +77,14 @@ async def test_a_process_serves_both_ways(site: Site) -> None:
     with pytest.raises(ExecutionFailed) as caught:
         await channel.ask(AskJobs(), list[JobSummary], 5)
     assert caught.value.slug is Slug.AGENT_UNREACHABLE
+
+
+async def test_every_request_is_answered() -> None:
+    """There is a handler for every kind of request that the contract has."""
+    desk = Desk(hello("vm1"), Jobs(RankServer(Path("/nowhere"))))
+    async with AsyncExitStack() as stack:
+        await furnish(desk, stack)
+    assert desk.kinds == set(get_args(Ask))
 
 
 async def test_bad_keys_leave_nothing_behind(site: Site) -> None:

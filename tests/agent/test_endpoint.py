@@ -176,8 +176,7 @@ async def test_what_is_no_request_is_answered(site: Site) -> None:
                 assert answer.failure.slug is Slug.BAD_USAGE
                 assert answer.number == (5 if b'"number":5' in message else 0)
             assert (await raw.say(b"", encoded(6, AskJobs()))).failure is not None
-            call = {"ask": "call", "job": "1.1", "vpid": 0, "code": 1, "epoch": 1}
-            call |= {"deadline_s": 1, "flags": 0, "blobs": "nonsense", "expires_s": None}
+            call = {"ask": "call", "job": "1.1", "vpid": 0, "deadline_s": 1, "command": "nonsense"}
             message = msgspec.json.encode({"number": 5, "body": call})
             assert "not a command" in (await raw.say(message)).failure.what  # type: ignore[union-attr]
 
