@@ -41,6 +41,10 @@ def print_error(error: KawarimiError, *, as_json: bool) -> None:
     click.echo("\n".join(lines), err=True)
 
 
+_ERASE = "\x1b[K"
+"""Erases the rest of a terminal's line, where a longer title may have been."""
+
+
 class Progress:
     """Nested, timed steps on stderr; silent where stderr is not a terminal.
 
@@ -57,7 +61,7 @@ class Progress:
         started = time.monotonic()
         indent = "  " * self._depth
         if self.enabled:
-            click.echo(f"{indent}· {title} …\r", err=True, nl=False)
+            click.echo(f"{indent}· {title} …{_ERASE}\r", err=True, nl=False)
         self._depth += 1
         mark = "✗"
         try:
@@ -66,4 +70,5 @@ class Progress:
         finally:
             self._depth -= 1
             if self.enabled:
-                click.echo(f"{indent}{mark} {title} ({time.monotonic() - started:.1f} s)", err=True)
+                took = f"({time.monotonic() - started:.1f} s)"
+                click.echo(f"{indent}{mark} {title} {took}{_ERASE}", err=True)
