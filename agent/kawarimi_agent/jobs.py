@@ -11,9 +11,8 @@ from kawarimi_agent.coordinator import Switch
 from kawarimi_agent.ranks import Rank, RankGoneError, RankServer, RankSilentError
 from kawarimi_agent.report import SwitchReport
 from kawarimi_ompi.protocol import (
-    Blob,
     Code,
-    CommandFlag,
+    Command,
     Component,
     Hello,
     Peer,
@@ -149,7 +148,7 @@ class Jobs:
 
     async def _status(self, rank: Rank, deadline_s: float) -> RankStatus:
         try:
-            reply = await rank.call(Code.STATUS, epoch=rank.epoch, deadline_s=deadline_s)
+            reply = await rank.call(Command(Code.STATUS, rank.epoch, deadline_s))
         except (RankGoneError, RankSilentError):
             return RankStatus(rank.hello.vpid, rank.state.name.lower(), answered=False)
         return RankStatus(
@@ -171,19 +170,7 @@ class Jobs:
         """
         return [RankEntry(rank.hello, rank.state, rank.epoch) for rank in self._of(job, uid)]
 
-    async def call(
-        self,
-        job: str,
-        uid: int,
-        vpid: int,
-        code: int,
-        *,
-        epoch: int,
-        deadline_s: float,
-        flags: CommandFlag,
-        blobs: tuple[Blob, ...],
-        expires_s: float | None,
-    ) -> Reply:
+    async def call(self, job: str, uid: int, vpid: int, command: Command) -> Reply:
         """Send one command to one rank, for a coordinator elsewhere.
 
         :raise UsageError: there is no such job.
@@ -194,14 +181,7 @@ class Jobs:
         try:
             if rank is None:
                 raise RankGoneError(f"rank {vpid}")
-            return await rank.call(
-                code,
-                epoch=epoch,
-                deadline_s=deadline_s,
-                flags=flags,
-                blobs=blobs,
-                expires_s=expires_s,
-            )
+            return await rank.call(command)
         except RankGoneError as error:
             raise OutcomeUnknown(Slug.RANK_GONE, f"{error} went away") from error
         except RankSilentError as error:

@@ -15,17 +15,18 @@ import socket
 import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Protocol
 
 from kawarimi_ompi.protocol import (
     MAX_MESSAGE,
-    Blob,
-    CommandFlag,
+    Command,
     Goodbye,
     Hello,
     MalformedError,
     Reply,
+    State,
     decode,
-    encode_commands,
+    encode_command,
     encode_welcome,
 )
 
@@ -45,8 +46,26 @@ class RankSilentError(Exception):
     """A rank did not answer by the deadline; whether it acted, or will act, is unknown."""
 
 
+class SwitchableRank(Protocol):
+    """One rank, on this machine or behind another agent.
+
+    :ivar hello: what it said when it dialled; `state` and `epoch` are those of its last reply.
+    """
+
+    hello: Hello
+    state: State
+    epoch: int
+
+    @property
+    def name(self) -> str:
+        """The rank's name within its job, for people."""
+
+    async def call(self, command: Command) -> Reply:
+        """Send one command and wait for its reply; see `Rank.call`."""
+
+
 class Rank:
-    """One connected rank.
+    """One connected rank, a `SwitchableRank`.
 
     :ivar hello: what it said when it dialled; `state` and `epoch` below are newer.
     :ivar uid: its user, by the kernel's word.
@@ -66,37 +85,19 @@ class Rank:
         """The rank's name within its job, for people."""
         return f"rank {self.hello.vpid}"
 
-    async def call(
-        self,
-        code: int,
-        *,
-        epoch: int,
-        deadline_s: float,
-        flags: CommandFlag = CommandFlag(0),  # noqa: B008 (an immutable constant)
-        blobs: tuple[Blob, ...] = (),
-        expires_s: float | None = None,
-    ) -> Reply:
+    async def call(self, command: Command) -> Reply:
         """Send one command and wait for its reply; the last one if it took several messages.
-
-        The rank discards the command once `expires_s` (the deadline, if it is None) have passed.
 
         :raise RankGoneError: the connection broke.
         :raise RankSilentError: no reply by the deadline.
         """
-        messages = encode_commands(
-            self._sequence + 1,
-            code,
-            epoch=epoch,
-            deadline_s=deadline_s if expires_s is None else expires_s,
-            flags=flags,
-            blobs=blobs,
-        )
+        messages = encode_command(self._sequence + 1, command)
         loop = asyncio.get_running_loop()
         numbers = range(self._sequence + 1, self._sequence + 1 + len(messages))
         self._sequence += len(messages)
         futures = [self._waiting.setdefault(n, loop.create_future()) for n in numbers]
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(command.deadline_s):
                 for message in messages:
                     await loop.sock_sendall(self._socket, message)
                 replies = [await future for future in futures]

@@ -47,3 +47,12 @@ class SwitchReport(msgspec.Struct, frozen=True):
     duration_s: float
     steps: tuple[StepRecord, ...]
     ranks: tuple[RankFigures, ...]
+
+
+class HoldReport(msgspec.Struct, frozen=True):
+    """How a job came to be held; times in seconds."""
+
+    job: str
+    epoch: int
+    duration_s: float
+    steps: tuple[StepRecord, ...]

@@ -135,11 +135,14 @@ class Slug(enum.StrEnum):
     RANK_NOT_REACHED = "rank-not-reached"
     RANK_GONE = "rank-gone"
     DRAIN_TIMEOUT = "drain-timeout"
+    DEFERRED_BY_PROGRAM = "deferred-by-program"
+    HOLD_LOST = "hold-lost"
     FABRIC_ABSENT = "fabric-absent"
     SWITCH_UNFINISHED = "switch-unfinished"
     OPEN_MPI_MISSING = "open-mpi-missing"
     OPEN_MPI_UNSUPPORTED = "open-mpi-unsupported"
     COMPONENT_MISSING = "component-missing"
+    SHIM_NOT_LOADED = "shim-not-loaded"
     NOT_SWITCHABLE_LAUNCH = "not-switchable-launch"
 
 

@@ -12,22 +12,44 @@ own protocol (`kawarimi_ompi.protocol`); it travels here as it is.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
-from kawarimi_wire import errors
-from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Scope, Slug
+from kawarimi_wire.errors import (
+    ExecutionFailed,
+    Interrupted,
+    KawarimiError,
+    NeedsCleanup,
+    OutcomeUnknown,
+    PreflightRefused,
+    Scope,
+    Slug,
+    UsageError,
+)
 
 VERSION = 1
 """Of this contract. An agent and a bridge of different versions refuse each other."""
+
+MAX_MESSAGE = 1 << 24
+"""Bytes of one message, a request or an answer: room for what 64 ranks publish to each other."""
+
+ANSWER_MARGIN_S = 5.0
+"""How much longer to wait for an answer than the request's own deadline: for the way to the agent
+and back, a guest that stands still for a moment included. An agent answers at the deadline with
+what it knows; who waits no longer than that learns less."""
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+"""A relative deadline or a lifetime."""
+
+_T = TypeVar("_T")
 
 
 class _Ask(msgspec.Struct, frozen=True, tag_field="ask", forbid_unknown_fields=True):
     """Something that an agent can be asked."""
 
 
-class AskHello(_Ask, frozen=True, tag="hello"):
+class AskHello(_Ask, frozen=True, tag="hello", forbid_unknown_fields=False):
     """The first request of a connection; answered by `Hello`, or by `agent-version`."""
 
     version: int
@@ -41,7 +63,7 @@ class AskStatus(_Ask, frozen=True, tag="status"):
     """Ask the ranks of a job where they stand; answered by `kawarimi_agent.jobs.JobStatus`."""
 
     job: str
-    deadline_s: float
+    deadline_s: Seconds
 
 
 class AskSwitch(_Ask, frozen=True, tag="switch"):
@@ -49,7 +71,7 @@ class AskSwitch(_Ask, frozen=True, tag="switch"):
 
     job: str
     to: str
-    deadline_s: float
+    deadline_s: Seconds
     poke: bool
 
 
@@ -60,19 +82,15 @@ class AskRanks(_Ask, frozen=True, tag="ranks"):
 
 
 class AskCall(_Ask, frozen=True, tag="call"):
-    """Send one command to one rank; the fields are those of `kawarimi_agent.ranks.Rank.call`.
+    """Send one command to one rank; answered by a `kawarimi_ompi.protocol.Reply`.
 
-    :ivar blobs: a list of `kawarimi_ompi.protocol.Blob`, encoded.
+    :ivar command: a `kawarimi_ompi.protocol.Command`, encoded; `deadline_s` is its own.
     """
 
     job: str
     vpid: int
-    code: int
-    epoch: int
-    deadline_s: float
-    flags: int
-    blobs: msgspec.Raw
-    expires_s: float | None
+    deadline_s: Seconds
+    command: msgspec.Raw
 
 
 class AskDevices(_Ask, frozen=True, tag="devices"):
@@ -87,7 +105,7 @@ class AskReleased(_Ask, frozen=True, tag="released"):
     """
 
     device: str
-    deadline_s: float
+    deadline_s: Seconds
 
 
 class AskDevice(_Ask, frozen=True, tag="device"):
@@ -101,7 +119,7 @@ class AskDevice(_Ask, frozen=True, tag="device"):
 
     mac: str
     address: str
-    deadline_s: float
+    deadline_s: Seconds
     not_: tuple[str, ...] = ()
 
 
@@ -110,7 +128,7 @@ class AskProbeOpen(_Ask, frozen=True, tag="probe-open"):
 
     device: str
     address: str
-    lifetime_s: float
+    lifetime_s: Seconds
 
 
 class AskProbeRun(_Ask, frozen=True, tag="probe-run"):
@@ -121,7 +139,7 @@ class AskProbeRun(_Ask, frozen=True, tag="probe-run"):
 
     probe: str
     peer: ProbeEnd
-    deadline_s: float
+    deadline_s: Seconds
 
 
 class AskProbeClose(_Ask, frozen=True, tag="probe-close"):
@@ -140,7 +158,11 @@ class AskRetransmit(_Ask, frozen=True, tag="retransmit"):
     """
 
     peers: tuple[str, ...]
-    least_s: float
+    least_s: Annotated[float, msgspec.Meta(ge=0, le=60)]
+
+
+class AskTraffic(_Ask, frozen=True, tag="traffic"):
+    """Ask what the guest has sent and received so far; answered by `Traffic`. Cheap."""
 
 
 Ask = (
@@ -157,6 +179,7 @@ Ask = (
     | AskProbeRun
     | AskProbeClose
     | AskRetransmit
+    | AskTraffic
 )
 
 
@@ -228,6 +251,18 @@ class ProbeResult(msgspec.Struct, frozen=True):
     took_s: float
 
 
+class Traffic(msgspec.Struct, frozen=True):
+    """Bytes that a guest has sent and received since it booted, or since a device was plugged.
+
+    :ivar ethernet: over its network interfaces, without the loopback and without its HCAs.
+    :ivar fabric: over its HCAs, 0 while it has none. What a RoCE device's interface carries is
+        all counted here, TCP over it included.
+    """
+
+    ethernet: int
+    fabric: int
+
+
 class Envelope(msgspec.Struct, frozen=True):
     """A request with what it belongs to.
 
@@ -267,9 +302,7 @@ class Failure(msgspec.Struct, frozen=True):
 
     def error(self) -> KawarimiError:
         """Return the error that this was made of."""
-        kind = getattr(errors, self.kind, ExecutionFailed)
-        assert issubclass(kind, KawarimiError)
-        return kind(
+        return _KINDS.get(self.kind, ExecutionFailed)(
             self.slug,
             self.what,
             untouched=self.untouched,
@@ -279,9 +312,56 @@ class Failure(msgspec.Struct, frozen=True):
         )
 
 
+_KINDS: dict[str, type[KawarimiError]] = {
+    kind.__name__: kind
+    for kind in (
+        UsageError,
+        PreflightRefused,
+        ExecutionFailed,
+        OutcomeUnknown,
+        Interrupted,
+        NeedsCleanup,
+    )
+}
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """What an agent answers: `content`, or `failure`."""
+    """What an agent answers: `content`, or `failure`.
+
+    :ivar number: the request's; 0 if it could not be read.
+    """
 
     number: int
     content: msgspec.Raw = msgspec.Raw(b"null")
     failure: Failure | None = None
+
+    def result(self, type_: type[_T]) -> _T:
+        """Return what was asked for.
+
+        :raise KawarimiError: what the agent raised.
+        :raise ExecutionFailed: `agent-version`: the content is not of this type.
+        """
+        if self.failure is not None:
+            raise self.failure.error()
+        try:
+            return msgspec.json.decode(self.content, type=type_)
+        except msgspec.DecodeError as error:
+            raise ExecutionFailed(
+                Slug.AGENT_VERSION,
+                f"The agent's answer is not what was asked for: {error}.",
+                hint="install the same version of kawarimi here and in the guest",
+                scope=Scope.GUEST,
+            ) from error
+
+
+class Channel(Protocol):
+    """A way to one agent, whatever carries it."""
+
+    async def ask(self, request: Ask, answer_type: type[_T], deadline_s: float) -> _T:
+        """Ask the agent, and wait for its answer.
+
+        :param deadline_s: when to give up; see `ANSWER_MARGIN_S`.
+        :raise KawarimiError: what the agent raised.
+        :raise ExecutionFailed: `agent-unreachable`: the request was not sent.
+        :raise OutcomeUnknown: `agent-unreachable`: it was sent, and no answer came.
+        """

@@ -8,14 +8,15 @@ before it, the source can run on; after it, only the destination may run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from kawarimi_bridge.hca import present
+from kawarimi_bridge.migration_parameters import MigrationParameters, Role, configure
 from kawarimi_bridge.qmp import Event, Monitor
 from kawarimi_wire.errors import (
     ExecutionFailed,
@@ -27,40 +28,17 @@ from kawarimi_wire.errors import (
     Slug,
 )
 
-_ENDED = frozenset({"completed", "failed", "cancelled"})
-_BUSY = frozenset({"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling"})
+_ENDED = frozenset({"completed", "failed", "cancelled", "postcopy-paused"})
+_GONE_OVER = frozenset({"postcopy-active", "postcopy-paused", "postcopy-recover"})
+"""The guest runs at the destination, and part of its memory is still at the source."""
+_BUSY = _GONE_OVER | {"setup", "active", "device", "pre-switchover", "wait-unplug", "cancelling"}
+_FIRST_REPEATED_PASS = 2
+"""QEMU counts passes from 1; in the second one, all memory has been sent once."""
 _POLL_S = 1.0
 """How often the source is asked beside its events, which say nothing of the bytes moved."""
 _FIGURES_POLL_S = 0.01
 _SETTLE_S = 20.0
 """For a side that has nothing left to do but to say so: a cancel, a resume."""
-
-
-@dataclass(frozen=True)
-class MigrationParameters:
-    """How a guest is moved.
-
-    `bandwidth` is in bytes per second, 0 for as fast as it goes; `downtime_limit_s` is the pause
-    that QEMU aims for; `multifd_channels` is the number of parallel streams, None for one stream.
-    """
-
-    bandwidth: int = 0
-    downtime_limit_s: float = 0.3
-    multifd_channels: int | None = None
-
-    def capabilities(self) -> dict[str, bool]:
-        """Return the capabilities that are on; all others are switched off."""
-        return {"events": True, "multifd": self.multifd_channels is not None}
-
-    def parameters(self) -> dict[str, object]:
-        """Return QEMU's own parameters."""
-        parameters: dict[str, object] = {
-            "max-bandwidth": self.bandwidth or 2**40,
-            "downtime-limit": round(self.downtime_limit_s * 1000),
-        }
-        if self.multifd_channels is not None:
-            parameters["multifd-channels"] = self.multifd_channels
-        return parameters
 
 
 class MigrationProgress(msgspec.Struct, frozen=True):
@@ -73,12 +51,17 @@ class MigrationProgress(msgspec.Struct, frozen=True):
 
 
 class MigrationResult(msgspec.Struct, frozen=True):
-    """A completed migration, by QEMU's own account: seconds, bytes."""
+    """A completed migration, by QEMU's own account: seconds, bytes.
+
+    :ivar paused: when the guest stood still, by the monotonic clock of whoever watched: from the
+        source's STOP to the destination's RESUME, as these events came here.
+    """
 
     total_s: float
     downtime_s: float
     setup_s: float
     transferred: int
+    paused: tuple[float, float] | None
 
 
 async def listen(destination: Monitor, address: str, parameters: MigrationParameters) -> str:
@@ -98,7 +81,7 @@ async def listen(destination: Monitor, address: str, parameters: MigrationParame
             hint="start it with '-incoming defer'",
             scope=Scope.GUEST,
         )
-    await _configure(destination, parameters)
+    await configure(destination, parameters, Role.DESTINATION)
     try:
         await destination.execute("migrate-incoming", {"uri": f"tcp:{address}:0"})
     except OutcomeUnknown:
@@ -144,12 +127,13 @@ async def migrate(
     parameters = parameters or MigrationParameters()
     await refuse_unmovable(source, hca_slots)
     uri = await listen(destination, address, parameters)
-    await _configure(source, parameters)
+    await configure(source, parameters, Role.SOURCE)
     started = time.monotonic()
-    async with source.watch(["MIGRATION"]) as events:
+    async with source.watch(["MIGRATION", "MIGRATION_PASS"]) as events:
         try:
             await source.execute("migrate", {"uri": uri})
-            status = await _follow(source, events.wait, started + deadline_s, on_progress)
+            postcopy = parameters.postcopy
+            status = await _follow(source, events.wait, started + deadline_s, on_progress, postcopy)
         except BaseException:
             # Whatever ended the wait (an error, Ctrl-C), the migration must not go on unwatched.
             if not source.gone:
@@ -158,17 +142,21 @@ async def migrate(
     timed_out = status is None
     if status is None:
         status = await _cancel(source)
+    if status in _GONE_OVER:
+        raise _stuck_between(source, destination, status)
     if status != "completed":
         info = await source.execute("query-migrate")
         await _confirm_source_runs(source)
         raise _not_completed(source, status, info, deadline_s if timed_out else None)
     await _await_arrival(destination)
     info = await _final_figures(source)
+    stopped, resumed = source.seen("STOP"), destination.seen("RESUME")
     return MigrationResult(
         total_s=info["total-time"] / 1000,
         downtime_s=info["downtime"] / 1000,
         setup_s=info["setup-time"] / 1000,
         transferred=info["ram"]["transferred"],
+        paused=(stopped, resumed) if stopped and resumed and started < stopped else None,
     )
 
 
@@ -199,6 +187,15 @@ async def refuse_unmovable(source: Monitor, hca_slots: list[str]) -> None:
             scope=Scope.DEVICE,
             facts={"reasons": reasons},
         )
+    await refuse_busy(source)
+
+
+async def refuse_busy(source: Monitor) -> None:
+    """Refuse a guest that is on its way, or not here; nothing is touched.
+
+    :raise PreflightRefused: `migration-busy`.
+    """
+    info = await source.execute("query-migrate")
     status = (await source.execute("query-status"))["status"]
     if info.get("status") in _BUSY or status in ("inmigrate", "postmigrate", "finish-migrate"):
         raise PreflightRefused(
@@ -228,51 +225,52 @@ async def resume(monitor: Monitor) -> None:
     await monitor.execute("cont")
 
 
-async def _configure(monitor: Monitor, parameters: MigrationParameters) -> None:
-    wanted = parameters.capabilities()
-    known = await monitor.execute("query-migrate-capabilities")
-    capabilities = [
-        {"capability": entry["capability"], "state": wanted.get(entry["capability"], False)}
-        for entry in known
-    ]
-    await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
-    await monitor.execute("migrate-set-parameters", parameters.parameters())
-
-
 async def _follow(
     source: Monitor,
     wait: Any,
     give_up: float,
     on_progress: Callable[[MigrationProgress], None] | None,
+    postcopy: bool,
 ) -> str | None:
     """Wait for the end and return it; None at the deadline.
 
     Asked every second beside the events: `migrate` to a dead listener returns success, and its
     failure stands only in query-migrate.
     """
-
-    def is_end(event: Event) -> bool:
-        return event["data"]["status"] in _ENDED
-
     while (left := give_up - time.monotonic()) > 0:
-        event = await wait(min(left, _POLL_S), is_end)
+        event = await wait(min(left, _POLL_S), _is_turn)
         info = await source.execute("query-migrate")
         if on_progress and (ram := info.get("ram")):
             rate = float(ram.get("mbps", 0.0)) * 1e6 / 8
             on_progress(
                 MigrationProgress(info["status"], ram["transferred"], ram["remaining"], rate)
             )
-        if event is not None or info["status"] in _ENDED:
+        if info["status"] in _ENDED:
             return str(info["status"])
+        if postcopy and event is not None and event["event"] == "MIGRATION_PASS":
+            if event["data"]["pass"] < _FIRST_REPEATED_PASS:
+                continue
+            postcopy = False
+            with contextlib.suppress(ExecutionFailed):  # it may just have completed by itself
+                await source.execute("migrate-start-postcopy")
     return None
+
+
+def _is_turn(event: Event) -> bool:
+    """Whether an event is the end of a migration, or of a pass over the guest's memory."""
+    return event["event"] == "MIGRATION_PASS" or event["data"]["status"] in _ENDED
 
 
 async def _cancel(source: Monitor) -> str:
     """Cancel, and return how the migration ended: it may have completed just before.
 
+    A guest that has gone over is not called back: it runs at the destination, which cannot do
+    without the rest of its memory. It is waited for instead.
+
     :raise OutcomeUnknown: `migration-timeout` if QEMU does not say.
     """
-    await source.execute("migrate_cancel")
+    if (await source.execute("query-migrate")).get("status") not in _GONE_OVER:
+        await source.execute("migrate_cancel")
     give_up = time.monotonic() + _SETTLE_S
     async with source.watch(["MIGRATION"]) as events:
         while time.monotonic() < give_up:
@@ -293,6 +291,17 @@ async def _confirm_source_runs(source: Monitor) -> None:
     """Make sure that a guest whose migration did not complete runs on in its source."""
     if not (await source.execute("query-status"))["running"]:
         await resume(source)
+
+
+def _stuck_between(source: Monitor, destination: Monitor, status: str) -> NeedsCleanup:
+    return NeedsCleanup(
+        Slug.MIGRATION_FAILED,
+        f"The guest of {source.name} runs in {destination.name}, and part of its memory has not "
+        f"come: the migration is {status}.",
+        untouched="both QEMUs; neither may be ended",
+        hint="mend the network between the hosts, then QEMU's 'migrate-recover'",
+        scope=Scope.GUEST,
+    )
 
 
 def _not_completed(

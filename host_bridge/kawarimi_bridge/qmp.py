@@ -45,6 +45,7 @@ class Monitor:
         self._transcript = transcript.open("ab") if transcript else None
         self._gone = asyncio.Event()
         self._everything = EventListener()
+        self._seen: dict[str, float] = {}
         client.register_listener(self._everything)
         self._tasks = [
             asyncio.create_task(self._note_events(), name=f"qmp-events-{name}"),
@@ -91,6 +92,10 @@ class Monitor:
     def gone(self) -> bool:
         """Whether QEMU has closed the connection."""
         return self._gone.is_set()
+
+    def seen(self, event: str) -> float | None:
+        """Return when an event of this name came last, by the monotonic clock; None if none did."""
+        return self._seen.get(event)
 
     async def wait_gone(self, deadline_s: float) -> bool:
         """Wait until QEMU has closed the connection; False if it has not in time."""
@@ -178,6 +183,7 @@ class Monitor:
 
     async def _note_events(self) -> None:
         async for event in self._everything:
+            self._seen[str(event["event"])] = time.monotonic()
             self._note("event", dict(event))
 
     async def _note_end(self) -> None:

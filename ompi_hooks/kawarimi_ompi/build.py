@@ -53,11 +53,12 @@ class OpenMpi(msgspec.Struct, frozen=True):
     """One installed Open MPI.
 
     :ivar component_path: where it looks for its components by default.
+    :ivar mpicc: its compiler wrapper; None if it was found by its launcher, to run jobs only.
     """
 
-    mpicc: Path
     version: str
     component_path: str
+    mpicc: Path | None = None
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -114,48 +115,62 @@ def _run(command: Sequence[str | Path], what: str) -> str:
     return done.stdout
 
 
-def find_open_mpi(mpicc: str = "mpicc") -> OpenMpi:
-    """Look at the Open MPI that this compiler wrapper belongs to.
+def _look_at(program: str, version_option: str, hint: str) -> tuple[Path, OpenMpi]:
+    """Look at the Open MPI that a program belongs to, by the `ompi_info` beside it.
 
-    :raise UsageError: there is none, or it is not Open MPI's.
+    :raise UsageError: there is no such program, or it is not Open MPI's.
     """
-    found = shutil.which(mpicc)
+    found = shutil.which(program)
     if found is None:
         raise UsageError(
-            Slug.OPEN_MPI_MISSING,
-            f"no compiler wrapper {mpicc!r} is on PATH",
-            untouched="everything",
-            hint="install Open MPI's development files, or name its wrapper with --mpicc",
-        )
+            Slug.OPEN_MPI_MISSING, f"no program {program!r} is on PATH", untouched="everything",
+            hint=hint,
+        )  # fmt: skip
     try:
-        said = _run([found, "--showme:version"], "asking the compiler wrapper for its version")
-        info = _run(
+        said = _run([found, version_option], f"asking {found} for its version")
+        paths = _run(
             [Path(found).with_name("ompi_info"), "--parsable", "--path", "pkglibdir"],
             "asking Open MPI for its paths",
         )
     except (ExecutionFailed, OSError) as error:
         raise UsageError(
-            Slug.OPEN_MPI_MISSING,
-            f"{found} is not the wrapper of an Open MPI",
-            untouched="everything",
+            Slug.OPEN_MPI_MISSING, f"{found} is not part of an Open MPI", untouched="everything"
         ) from error
-    version = re.search(r"Open MPI (\d+\.\d+\.\d+)", said)
-    directory = re.search(r"^path:pkglibdir:(.*)$", info, re.MULTILINE)
+    version = re.search(r"Open MPI\)? (\d+\.\d+\.\d+)", said)
+    directory = re.search(r"^path:pkglibdir:(.*)$", paths, re.MULTILINE)
     if version is None or directory is None:
         raise UsageError(
             Slug.OPEN_MPI_MISSING,
-            f"{found} is not the wrapper of an Open MPI",
+            f"{found} is not part of an Open MPI",
             untouched="everything",
             facts={"said": said.strip()},
         )
-    return OpenMpi(Path(found), version[1], directory[1])
+    return Path(found), OpenMpi(version[1], directory[1])
+
+
+def find_open_mpi(mpicc: str = "mpicc") -> OpenMpi:
+    """Look at the Open MPI that this compiler wrapper belongs to.
+
+    :raise UsageError: there is none, or it is not Open MPI's.
+    """
+    hint = "install Open MPI's development files, or name its wrapper with --mpicc"
+    found, open_mpi = _look_at(mpicc, "--showme:version", hint)
+    return msgspec.structs.replace(open_mpi, mpicc=found)
+
+
+def find_runtime(mpirun: str = "mpirun") -> OpenMpi:
+    """Look at the Open MPI that this launcher belongs to; where jobs only run, there is no mpicc.
+
+    :raise UsageError: there is none, or it is not Open MPI's.
+    """
+    return _look_at(mpirun, "--version", "install Open MPI, or name its launcher with --mpirun")[1]
 
 
 def _key(open_mpi: OpenMpi, flags: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for source in sorted(native_sources().iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    words = [str(open_mpi.mpicc.resolve()), open_mpi.version, *COMPILER_FLAGS, *LINKER_FLAGS]
+    words = [open_mpi.component_path, open_mpi.version, *COMPILER_FLAGS, *LINKER_FLAGS]
     digest.update("\0".join([*words, *LIBRARIES, *flags]).encode())
     return digest.hexdigest()[:16]
 
@@ -168,6 +183,7 @@ def component_directory(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
 def build(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
     """Build the component unless it is there, and return its directory.
 
+    :param open_mpi: found by its compiler wrapper.
     :param flags: further words for the compiler; they make another component.
     :raise PreflightRefused: this Open MPI's layout is not known; nothing was built.
     :raise ExecutionFailed: the compiler failed; nothing was left behind.
@@ -182,6 +198,7 @@ def build(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
     directory = component_directory(open_mpi, flags)
     if (directory / COMPONENT).exists():
         return directory
+    assert open_mpi.mpicc is not None
     partial = directory.with_name(f"{directory.name}.{os.getpid()}")
     partial.mkdir(parents=True)
     try:
@@ -200,13 +217,16 @@ def build(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
     return directory
 
 
-def info(open_mpi: OpenMpi) -> Info:
-    """Say whether the component for this Open MPI is there and fits it. Changes nothing."""
-    directory = component_directory(open_mpi)
+def info(open_mpi: OpenMpi, directory: Path | None = None) -> Info:
+    """Say whether the component for this Open MPI is there and fits it. Changes nothing.
+
+    :param directory: where to look, if not where `build` puts it.
+    """
+    directory = directory or component_directory(open_mpi)
     if open_mpi.version not in KNOWN_VERSIONS:
         reason = f"the private layout of Open MPI {open_mpi.version} is not known"
     elif not (directory / COMPONENT).exists():
-        reason = "the component has not been built: run 'kawarimi hooks build'"
+        reason = f"the component is not in {directory}: run 'kawarimi hooks build'"
     else:
         return Info(open_mpi, directory / COMPONENT, usable=True, reason="")
     return Info(open_mpi, None, usable=False, reason=reason)

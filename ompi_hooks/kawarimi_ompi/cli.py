@@ -15,8 +15,15 @@ from kawarimi_ompi import build as building
 from kawarimi_ompi.launcher import Choice, environment
 from kawarimi_wire.errors import PreflightRefused, Slug, UsageError
 
-_mpicc_option = click.option(
-    "--mpicc", default="mpicc", metavar="PATH", help="Compiler wrapper of the Open MPI to use."
+_component_option = click.option(
+    "--component",
+    envvar="KAWARIMI_COMPONENT",
+    metavar="DIRECTORY",
+    type=click.Path(path_type=Path),
+    help="Where the component is, if not where 'hooks build' puts it.",
+)
+_mpirun_option = click.option(
+    "--mpirun", default="mpirun", metavar="PATH", help="Launcher of the Open MPI to use."
 )
 
 
@@ -26,7 +33,9 @@ def hooks() -> None:
 
 
 @hooks.command()
-@_mpicc_option
+@click.option(
+    "--mpicc", default="mpicc", metavar="PATH", help="Compiler wrapper of the Open MPI to use."
+)
 @json_option
 def build(mpicc: str, as_json: bool) -> None:
     """Build the component for an Open MPI, unless it is there already."""
@@ -39,20 +48,28 @@ def build(mpicc: str, as_json: bool) -> None:
 
 
 @hooks.command()
-@_mpicc_option
+@_mpirun_option
+@_component_option
 @json_option
-def info(mpicc: str, as_json: bool) -> None:
+def info(mpirun: str, component: Path | None, as_json: bool) -> None:
     """Say which Open MPI and which component there are, and whether they fit."""
-    found = building.info(building.find_open_mpi(mpicc))
+    found = building.info(building.find_runtime(mpirun), component)
     if as_json:
         print_json(found)
         return
-    click.echo(f"Open MPI   {found.open_mpi.version} ({found.open_mpi.mpicc})")
+    click.echo(f"Open MPI   {found.open_mpi.version} ({found.open_mpi.component_path})")
     click.echo(f"component  {found.component or '—'}")
     click.echo("usable" if found.usable else f"not usable: {found.reason}")
 
 
-def _execute(command: tuple[str, ...], choice: Choice, mpicc: str) -> NoReturn:
+def _launcher(program: str, mpirun: str) -> str:
+    """Name the launcher of the Open MPI that runs the job: the program itself, if it is one."""
+    return program if Path(program).name in ("mpirun", "mpiexec", "orterun") else mpirun
+
+
+def _execute(
+    command: tuple[str, ...], choice: Choice, mpirun: str, component: Path | None
+) -> NoReturn:
     """Become `command`, in an environment that makes it switchable.
 
     :raise UsageError: there is no such program.
@@ -63,8 +80,8 @@ def _execute(command: tuple[str, ...], choice: Choice, mpicc: str) -> NoReturn:
         raise UsageError(
             Slug.PROGRAM_MISSING, f"no program {command[0]!r} is on PATH", untouched="everything"
         )
-    open_mpi = building.find_open_mpi(mpicc)
-    found = building.info(open_mpi)
+    open_mpi = building.find_runtime(_launcher(command[0], mpirun))
+    found = building.info(open_mpi, component)
     if found.component is None:
         raise PreflightRefused(
             Slug.COMPONENT_MISSING,
@@ -89,13 +106,20 @@ def _execute(command: tuple[str, ...], choice: Choice, mpicc: str) -> NoReturn:
     help="Socket of the guest agent.",
 )
 @click.option("--include", default="", metavar="LIST", help="Interfaces or networks for TCP.")
-@_mpicc_option
+@_mpirun_option
+@_component_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
-    fabric: str, fallback: str, agent: Path, include: str, mpicc: str, command: tuple[str, ...]
+    fabric: str,
+    fallback: str,
+    agent: Path,
+    include: str,
+    mpirun: str,
+    component: Path | None,
+    command: tuple[str, ...],
 ) -> None:
     """Start an MPI job whose interconnect can be exchanged: kawarimi run -- mpirun ..."""
-    _execute(command, Choice(fabric, fallback, agent, include), mpicc)
+    _execute(command, Choice(fabric, fallback, agent, include), mpirun, component)
 
 
 def mpirun() -> NoReturn:

@@ -72,6 +72,7 @@ class Outcome(enum.IntEnum):
     BAD_MESSAGE = _C.KW_BAD_MESSAGE
     UNKNOWN = _C.KW_UNKNOWN
     FAILED = _C.KW_FAILED
+    DEFERRED = _C.KW_DEFERRED
 
 
 class StepFlag(enum.IntFlag):
@@ -124,6 +125,7 @@ class Hello(msgspec.Struct, frozen=True):
     refusal: str
     leave: tuple[Step, ...]
     take: tuple[Step, ...]
+    hold: tuple[Step, ...]
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -155,8 +157,28 @@ class Peer(msgspec.Struct, frozen=True):
     rdma: tuple[str, ...]
 
 
+class Command(msgspec.Struct, frozen=True):
+    """What a rank is told; the fields that C has too mean what the header says.
+
+    :ivar deadline_s: how long to wait for the reply.
+    :ivar flags: a union of `CommandFlag`.
+    :ivar expires_s: when the rank discards the command, or ends the hold that it asked for, after
+        having received it; the deadline, if it is None.
+    """
+
+    code: int
+    epoch: int
+    deadline_s: float
+    flags: int = 0
+    blobs: tuple[Blob, ...] = ()
+    expires_s: float | None = None
+
+
 class Reply(msgspec.Struct, frozen=True):
-    """A rank's answer to one command; times in nanoseconds."""
+    """A rank's answer to one command; times in nanoseconds.
+
+    :ivar state: None if the rank's parser refused the command.
+    """
 
     sequence: int
     code: int
@@ -168,6 +190,7 @@ class Reply(msgspec.Struct, frozen=True):
     outstanding: int
     pending: int
     duration_ns: int
+    held_ns: int
     stall_total_ns: int
     stall_longest_ns: int
     epoch_stall_total_ns: int
@@ -191,6 +214,17 @@ def _text(field: Any) -> str:
     return raw[:end].decode(errors="replace")
 
 
+def _values(struct: Any) -> dict[str, Any]:
+    """Take the numbers and texts of a C struct, by their names there."""
+    values = {}
+    for name, field in _FFI.typeof(struct).fields:
+        if field.type.kind == "primitive":
+            values[name] = getattr(struct, name)
+        elif field.type.kind == "array" and field.type.item.cname == "char":
+            values[name] = _text(getattr(struct, name))
+    return values
+
+
 def _header(message: Any, type_: Type, size: int, sequence: int) -> None:
     message.magic = _C.KW_MAGIC
     message.version = _C.KW_VERSION
@@ -208,10 +242,9 @@ class _Reader:
 
     def struct(self, name: str) -> Any:
         size = _FFI.sizeof(name)
-        chunk = self.bytes(size)
         value = _FFI.new(name + " *")
-        _FFI.memmove(value, chunk, size)
-        return value
+        _FFI.memmove(value, self.bytes(size), size)
+        return value[0]
 
     def bytes(self, size: int) -> bytes:
         if size > len(self._packet) - self._at:
@@ -225,88 +258,54 @@ class _Reader:
             raise MalformedError("bytes after the end")
 
 
-def _steps(array: Any, count: int) -> tuple[Step, ...]:
-    if count > _C.KW_MAX_STEPS:
-        raise MalformedError("too many steps")
-    return tuple(Step(array[i].code, array[i].flags, _text(array[i].name)) for i in range(count))
-
-
 def _hello(reader: _Reader) -> Hello:
     raw = reader.struct("struct kw_hello")
-    return Hello(
-        jobid=raw.jobid,
-        vpid=raw.vpid,
-        ranks=raw.ranks,
-        local_ranks=raw.local_ranks,
-        pid=raw.pid,
-        state=State(raw.state),
-        epoch=raw.epoch,
-        kind=_text(raw.kind),
-        fabric=_text(raw.fabric),
-        fallback=_text(raw.fallback),
-        refusal=_text(raw.refusal),
-        leave=_steps(raw.leave, raw.leave_steps),
-        take=_steps(raw.take, raw.take_steps),
-    )
+    steps = {}
+    for direction in ("leave", "take", "hold"):
+        count = getattr(raw, direction + "_steps")
+        if count > _C.KW_MAX_STEPS:
+            raise MalformedError("too many steps")
+        steps[direction] = [_values(getattr(raw, direction)[i]) for i in range(count)]
+    return msgspec.convert({**_values(raw), **steps}, Hello)
 
 
 def _padded(size: int) -> int:
     return (size + 7) & ~7
 
 
-def _blob(reader: _Reader) -> Blob:
+def _blob(reader: _Reader) -> dict[str, Any]:
     raw = reader.struct("struct kw_blob")
-    content = reader.bytes(_padded(raw.size))[: raw.size]
-    return Blob(raw.jobid, raw.vpid, _text(raw.key), content)
+    return {**_values(raw), "content": reader.bytes(_padded(raw.size))[: raw.size]}
 
 
-def _component(reader: _Reader) -> Component:
-    raw = reader.struct("struct kw_component")
-    counted = bool(raw.counted)
-    return Component(
-        name=_text(raw.name),
-        modules=raw.modules,
-        sent=raw.sent if counted else None,
-        received=raw.received if counted else None,
-        outstanding=raw.outstanding if counted else None,
-    )
+def _component(reader: _Reader) -> dict[str, Any]:
+    values = _values(reader.struct("struct kw_component"))
+    if not values["counted"]:
+        values |= dict.fromkeys(("sent", "received", "outstanding"))
+    return values
 
 
-def _peer(reader: _Reader, names: list[str]) -> Peer:
-    raw = reader.struct("struct kw_peer")
-
-    def of(mask: int) -> tuple[str, ...]:
-        return tuple(name for i, name in enumerate(names) if mask >> i & 1)
-
-    return Peer(raw.jobid, raw.vpid, of(raw.eager), of(raw.send), of(raw.rdma))
+def _peer(reader: _Reader, names: list[str]) -> dict[str, Any]:
+    values = _values(reader.struct("struct kw_peer"))
+    for use in ("eager", "send", "rdma"):
+        values[use] = [name for i, name in enumerate(names) if values[use] >> i & 1]
+    return values
 
 
 def _reply(reader: _Reader) -> Reply:
     raw = reader.struct("struct kw_reply")
-    blobs = tuple(_blob(reader) for _ in range(raw.blobs))
-    components = tuple(_component(reader) for _ in range(raw.components))
-    names = [component.name for component in components]
-    return Reply(
-        sequence=raw.header.sequence,
-        code=raw.code,
-        epoch=raw.epoch,
-        outcome=Outcome(raw.outcome),
-        state=State(raw.state) if raw.state else None,
-        sent=raw.sent,
-        received=raw.received,
-        outstanding=raw.outstanding,
-        pending=raw.pending,
-        duration_ns=raw.duration_ns,
-        stall_total_ns=raw.stall_total_ns,
-        stall_longest_ns=raw.stall_longest_ns,
-        epoch_stall_total_ns=raw.epoch_stall_total_ns,
-        epoch_stall_longest_ns=raw.epoch_stall_longest_ns,
-        text=_text(raw.text),
-        blobs=blobs,
-        components=components,
-        peers=tuple(_peer(reader, names) for _ in range(raw.peers)),
-        peers_total=raw.peers_total,
-    )
+    values = _values(raw)
+    blobs = [_blob(reader) for _ in range(raw.blobs)]
+    components = [_component(reader) for _ in range(raw.components)]
+    names = [component["name"] for component in components]
+    values |= {
+        "sequence": raw.header.sequence,
+        "state": raw.state or None,
+        "blobs": blobs,
+        "components": components,
+        "peers": [_peer(reader, names) for _ in range(raw.peers)],
+    }
+    return msgspec.convert(values, Reply)
 
 
 def decode(packet: bytes) -> Hello | Reply | Goodbye:
@@ -333,7 +332,7 @@ def decode(packet: bytes) -> Hello | Reply | Goodbye:
             message = Goodbye()
         else:
             raise MalformedError(f"unexpected message type {head.type}")
-    except ValueError as error:
+    except (ValueError, msgspec.ValidationError) as error:
         raise MalformedError(str(error)) from error
     reader.end()
     return message
@@ -358,15 +357,7 @@ def _encode_blob(blob: Blob) -> bytes:
     return bytes(_FFI.buffer(raw)) + blob.content + bytes(padding)
 
 
-def encode_commands(
-    sequence: int,
-    code: int,
-    *,
-    epoch: int,
-    deadline_s: float,
-    flags: CommandFlag = CommandFlag(0),  # noqa: B008 (an immutable constant)
-    blobs: tuple[Blob, ...] = (),
-) -> list[bytes]:
+def encode_command(sequence: int, command: Command) -> list[bytes]:
     """Encode one command, as several messages if its blobs do not fit into one.
 
     The messages have consecutive sequence numbers from `sequence` on, and each gets its reply.
@@ -376,7 +367,7 @@ def encode_commands(
     head = _FFI.sizeof("struct kw_command")
     batches: list[list[bytes]] = [[]]
     size = head
-    for encoded in map(_encode_blob, blobs):
+    for encoded in map(_encode_blob, command.blobs):
         if head + len(encoded) > MAX_MESSAGE:
             raise ValueError("a blob does not fit into a message")
         if size + len(encoded) > MAX_MESSAGE:
@@ -384,15 +375,16 @@ def encode_commands(
             size = head
         batches[-1].append(encoded)
         size += len(encoded)
+    expires_s = command.deadline_s if command.expires_s is None else command.expires_s
     messages = []
     for number, batch in enumerate(batches):
         body = b"".join(batch)
-        command = _FFI.new("struct kw_command *")
-        _header(command.header, Type.COMMAND, head + len(body), sequence + number)
-        command.code = code
-        command.epoch = epoch
-        command.deadline_ms = min(int(deadline_s * 1000), 2**32 - 1)
-        command.flags = flags
-        command.blobs = len(batch)
-        messages.append(bytes(_FFI.buffer(command)) + body)
+        raw = _FFI.new("struct kw_command *")
+        _header(raw.header, Type.COMMAND, head + len(body), sequence + number)
+        raw.code = command.code
+        raw.epoch = command.epoch
+        raw.deadline_ms = min(int(expires_s * 1000), 2**32 - 1)
+        raw.flags = command.flags
+        raw.blobs = len(batch)
+        messages.append(bytes(_FFI.buffer(raw)) + body)
     return messages

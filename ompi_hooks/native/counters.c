@@ -7,19 +7,21 @@
 
 enum { MODULES_MAX = 32, TAGS = MCA_BTL_TAG_MAX, TICKETS_PER_BLOCK = 256 };
 
-struct kw_counts kw_counts;
 int kw_depth;
 
-/* The functions that a wrapped module had. */
+/* A wrapped module: the functions that it had, and what was counted on it. Invariant: a slot keeps
+ * its address, and is free exactly while `module` is NULL. */
 struct original {
     mca_btl_base_module_t *module;
+    const mca_btl_base_component_t *component; /* still known when the module is no more */
+    struct kw_counts counts;
     mca_btl_base_module_send_fn_t send;
     mca_btl_base_module_sendi_fn_t sendi;
     mca_btl_base_module_put_fn_t put;
     mca_btl_base_module_get_fn_t get;
 };
 static struct original originals[MODULES_MAX];
-static int originals_len;
+static int originals_len; /* slots from here on have never been used */
 
 /* What completion has to restore and call. Tickets are pooled and never returned to the heap, so
  * that `serial` can be read after the operation may have completed; there are never more of them
@@ -27,6 +29,7 @@ static int originals_len;
 struct ticket {
     struct ticket *next;
     uint64_t serial; /* grows with every completion */
+    struct original *original;
     mca_btl_base_completion_fn_t send_cb;
     mca_btl_base_rdma_completion_fn_t rdma_cb;
     void *data;
@@ -37,7 +40,7 @@ static mca_btl_active_message_callback_t received[TAGS];
 static mca_bml_base_module_t *adopted;
 static mca_bml_base_module_register_fn_t adopted_register;
 
-static struct ticket *ticket_take(void) {
+static struct ticket *ticket_take(struct original *original) {
     struct ticket *ticket = tickets;
 
     if (OPAL_UNLIKELY(ticket == NULL)) {
@@ -52,7 +55,8 @@ static struct ticket *ticket_take(void) {
         ticket = block;
     }
     tickets = ticket->next;
-    kw_counts.outstanding++;
+    ticket->original = original;
+    original->counts.outstanding++;
     return ticket;
 }
 
@@ -60,7 +64,7 @@ static void ticket_return(struct ticket *ticket) {
     ticket->serial++;
     ticket->next = tickets;
     tickets = ticket;
-    kw_counts.outstanding--;
+    ticket->original->counts.outstanding--;
 }
 
 static struct original *original_of(mca_btl_base_module_t *module) {
@@ -89,7 +93,7 @@ static void send_done(mca_btl_base_module_t *btl, struct mca_btl_base_endpoint_t
 static int counted_send(mca_btl_base_module_t *btl, struct mca_btl_base_endpoint_t *endpoint,
                         mca_btl_base_descriptor_t *descriptor, mca_btl_base_tag_t tag) {
     struct original *original = original_of(btl);
-    struct ticket *ticket = ticket_take();
+    struct ticket *ticket = ticket_take(original);
     uint64_t serial;
     int rc;
 
@@ -101,14 +105,14 @@ static int counted_send(mca_btl_base_module_t *btl, struct mca_btl_base_endpoint
     ticket->data = descriptor->des_cbdata;
     descriptor->des_cbfunc = send_done;
     descriptor->des_cbdata = ticket;
-    kw_counts.sent++;
+    original->counts.sent++;
     kw_depth++;
     rc = original->send(btl, endpoint, descriptor, tag);
     kw_depth--;
     if (OPAL_UNLIKELY(rc < 0 && rc != OPAL_ERR_RESOURCE_BUSY)) {
         descriptor->des_cbfunc = ticket->send_cb;
         descriptor->des_cbdata = ticket->data;
-        kw_counts.sent--;
+        original->counts.sent--;
         ticket_return(ticket);
     } else if (rc == 1 && ticket->serial == serial) {
         ticket_return(ticket);
@@ -123,13 +127,13 @@ static int counted_sendi(mca_btl_base_module_t *btl, struct mca_btl_base_endpoin
     struct original *original = original_of(btl);
     int rc;
 
-    kw_counts.sent++;
+    original->counts.sent++;
     kw_depth++;
     rc = original->sendi(btl, endpoint, convertor, header, header_size, payload_size, order, flags,
                          tag, descriptor);
     kw_depth--;
     if (rc != OPAL_SUCCESS) {
-        kw_counts.sent--;
+        original->counts.sent--;
     }
     return rc;
 }
@@ -156,7 +160,7 @@ static void rdma_done(mca_btl_base_module_t *btl, struct mca_btl_base_endpoint_t
         mca_btl_base_registration_handle_t *remote_handle, size_t size, int flags, int order,      \
         mca_btl_base_rdma_completion_fn_t callback, void *context, void *data) {                   \
         struct original *original = original_of(btl);                                              \
-        struct ticket *ticket = ticket_take();                                                     \
+        struct ticket *ticket = ticket_take(original);                                                     \
         uint64_t serial;                                                                           \
         int rc;                                                                                    \
                                                                                                    \
@@ -182,7 +186,7 @@ COUNTED_RDMA(get)
 static void counted_receive(mca_btl_base_module_t *btl, mca_btl_base_tag_t tag,
                             mca_btl_base_descriptor_t *descriptor, void *data) {
     if (btl->btl_send == counted_send) {
-        kw_counts.received++;
+        original_of(btl)->counts.received++;
     }
     kw_depth++;
     received[tag].cbfunc(btl, tag, descriptor, data);
@@ -203,13 +207,16 @@ void kw_counters_adopt(mca_bml_base_module_t *bml) {
 }
 
 int kw_counters_attach(mca_btl_base_module_t *module) {
-    struct original *original = &originals[originals_len];
+    struct original *original = original_of(NULL);
 
-    if (originals_len == MODULES_MAX) {
+    if (original == NULL && originals_len < MODULES_MAX) {
+        original = &originals[originals_len++];
+    }
+    if (original == NULL) {
         return OPAL_ERR_OUT_OF_RESOURCE;
     }
-    originals_len++;
     *original = (struct original){.module = module,
+                                  .component = module->btl_component,
                                   .send = module->btl_send,
                                   .sendi = module->btl_sendi,
                                   .put = module->btl_put,
@@ -227,9 +234,49 @@ int kw_counters_attach(mca_btl_base_module_t *module) {
     return OPAL_SUCCESS;
 }
 
-void kw_counters_forget(void) {
-    originals_len = 0;
-    kw_counts = (struct kw_counts){0};
+void kw_counters_forget(const mca_btl_base_component_t *component) {
+    for (int i = 0; i < originals_len; i++) {
+        if (originals[i].module != NULL && originals[i].component == component) {
+            originals[i] = (struct original){0};
+        }
+    }
+}
+
+static void counts_add(struct kw_counts *sum, const struct original *original) {
+    sum->sent += original->counts.sent;
+    sum->received += original->counts.received;
+    sum->outstanding += original->counts.outstanding;
+}
+
+struct kw_counts kw_counters_of(const mca_btl_base_component_t *component) {
+    struct kw_counts sum = {0};
+
+    for (int i = 0; i < originals_len; i++) {
+        if (originals[i].module != NULL && originals[i].component == component) {
+            counts_add(&sum, &originals[i]);
+        }
+    }
+    return sum;
+}
+
+struct kw_counts kw_counters_all(void) {
+    struct kw_counts sum = {0};
+
+    for (int i = 0; i < originals_len; i++) {
+        if (originals[i].module != NULL) {
+            counts_add(&sum, &originals[i]);
+        }
+    }
+    return sum;
+}
+
+bool kw_counters_cover(const mca_btl_base_component_t *component) {
+    for (int i = 0; i < originals_len; i++) {
+        if (originals[i].module != NULL && originals[i].component == component) {
+            return true;
+        }
+    }
+    return false;
 }
 
 int kw_counters_register_callbacks(mca_btl_base_module_t *module) {
@@ -251,10 +298,15 @@ int kw_counters_register_callbacks(mca_btl_base_module_t *module) {
 
 void kw_counters_withdraw(void) {
     for (int i = 0; i < originals_len; i++) {
-        originals[i].module->btl_send = originals[i].send;
-        originals[i].module->btl_sendi = originals[i].sendi;
-        originals[i].module->btl_put = originals[i].put;
-        originals[i].module->btl_get = originals[i].get;
+        struct original *original = &originals[i];
+
+        if (original->module != NULL) {
+            original->module->btl_send = original->send;
+            original->module->btl_sendi = original->sendi;
+            original->module->btl_put = original->put;
+            original->module->btl_get = original->get;
+            original->module = NULL;
+        }
     }
     for (int tag = 0; tag < TAGS; tag++) {
         if (mca_btl_base_active_message_trigger[tag].cbfunc == counted_receive) {
@@ -267,5 +319,4 @@ void kw_counters_withdraw(void) {
             mca_bml.bml_register = adopted_register;
         }
     }
-    kw_counters_forget();
 }

@@ -127,11 +127,11 @@ void kw_drain_retry(void) {
 #endif
 }
 
-/* kw_counts.received when kw_drain_tend() last ran. */
+/* What the fabric had received when kw_drain_tend() last ran. */
 static uint64_t tended_received;
 
 void kw_drain_tend(void) {
-    tended_received = kw_counts.received;
+    tended_received = kw_counters_of(kw_fabric_component()).received;
 #ifndef KW_ABLATE_REWRITE
     free_list_visit(&kw_pml.ob1->recv_frags, fragment_unbind);
 #endif
@@ -141,13 +141,17 @@ void kw_drain_tend(void) {
 }
 
 bool kw_drain_arrived(void) {
-    return kw_counts.received != tended_received;
+    return kw_counters_of(kw_fabric_component()).received != tended_received;
 }
 
 uint64_t kw_drain_pending(void) {
     return opal_list_get_size(&kw_pml.ob1->pckt_pending) +
            opal_list_get_size(&kw_pml.ob1->recv_pending) +
            opal_list_get_size(&kw_pml.ob1->rdma_pending);
+}
+
+uint64_t kw_drain_unsent(void) {
+    return kw_drain_pending() + opal_list_get_size(&kw_pml.ob1->send_pending);
 }
 
 static void registrations_release(void *element) {

@@ -21,6 +21,9 @@ void kw_drain_retry(void);
 /* Entries of ob1's queues that may still need the fabric. */
 uint64_t kw_drain_pending(void);
 
+/* Entries of all of ob1's queues: what would be sent, on any BTL, when resources allow it. */
+uint64_t kw_drain_unsent(void);
+
 /* Give back the fabric's memory registrations that sends hold whose rendezvous nobody has matched:
  * with them alive the fabric cannot free its protection domain. Nothing may be outstanding. */
 void kw_drain_release_registrations(void);

@@ -8,18 +8,23 @@
 #include <stdlib.h>
 
 #include "counters.h"
+#include "hold.h"
 #include "link.h"
 #include "opal/runtime/opal_progress.h"
+#include "poke.h"
+#include "program.h"
 #include "stall.h"
 #include "steps.h"
 
-enum { COMMANDS = 1, TENDING = 2 };
+enum { COMMANDS = 1, TENDING = 2, TELLING = 4 };
 
 /* Why the progress function has anything to do; 0 until the first switch, and then it does nothing
  * else than read this.
  * COMMANDS: set by the link's thread after it queued a command, cleared by the rank's thread before
  * it empties the queue, so that no command is overlooked.
- * TENDING: set by the rank's thread when kw_steps_need_tending() has become true, for good. */
+ * TENDING: set by the rank's thread when kw_steps_need_tending() has become true, for good.
+ * TELLING: set and cleared by the rank's thread: a switch is complete, and the program, which a poke
+ * had interrupted, has not been told. */
 static atomic_uint attention;
 
 /* Of the rank's thread: our code is on its stack. Open MPI's progress function may be called from
@@ -38,10 +43,23 @@ static void commands_run(void) {
     }
 }
 
+/* Not while a poke interrupts it: the program may be anywhere then. */
+static void program_tell(void) {
+    if (kw_program_untold() && !kw_poke_interrupts()) {
+        kw_program_tell();
+    }
+    if (kw_program_untold()) {
+        atomic_fetch_or(&attention, TELLING);
+    } else {
+        atomic_fetch_and(&attention, ~(unsigned)TELLING);
+    }
+}
+
 /* The safe point: nothing of a BTL and nothing of ours is on the stack, and no other thread is in
  * Open MPI. */
 static int serve(unsigned why) {
-    if (inside || kw_depth > 0 || ((why & COMMANDS) == 0 && !kw_steps_wants_tending())) {
+    if (inside || kw_depth > 0 ||
+        ((why & (COMMANDS | TELLING)) == 0 && !kw_steps_wants_tending())) {
         return 0;
     }
     inside = true;
@@ -51,7 +69,7 @@ static int serve(unsigned why) {
     } else {
         kw_steps_tend();
     }
-    while (kw_steps_held()) {
+    while (kw_hold_lasts()) {
         opal_progress();
         if ((atomic_load(&attention) & COMMANDS) != 0) {
             commands_run();
@@ -65,6 +83,7 @@ static int serve(unsigned why) {
         atomic_fetch_or(&attention, TENDING);
     }
     kw_stall_end();
+    program_tell();
     inside = false;
     return 1;
 }

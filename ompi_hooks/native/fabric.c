@@ -38,6 +38,14 @@ void kw_fabric_set(const char *name, const char *fallback) {
     }
 }
 
+const char *kw_fabric_name(void) {
+    return fabric_name;
+}
+
+const char *kw_fabric_fallback_name(void) {
+    return fallback_name;
+}
+
 mca_btl_base_component_t *kw_fabric_component(void) {
     return fabric;
 }
@@ -168,7 +176,7 @@ void kw_fabric_close(void) {
     endpoints_delete();
     kw_r2_progress_remove(component);
     modules_finalize();
-    kw_counters_forget();
+    kw_counters_forget(component);
     fabric = NULL;
     component_drop(component, true);
 }

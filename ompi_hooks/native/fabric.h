@@ -11,6 +11,10 @@
  * selected. */
 void kw_fabric_set(const char *name, const char *fallback);
 
+/* The names given. */
+const char *kw_fabric_name(void);
+const char *kw_fabric_fallback_name(void);
+
 /* Is this a module of the fallback? */
 bool kw_fabric_replaces(const mca_btl_base_module_t *module);
 

@@ -30,6 +30,7 @@
 #include "opal/util/show_help.h"
 #include "peers.h"
 #include "poke.h"
+#include "program.h"
 #include "steps.h"
 #include "verbs_reap.h"
 
@@ -43,6 +44,18 @@ static const char *unusable;
 static mca_base_framework_open_fn_t original_bml_open;
 static mca_bml_base_component_init_fn_t original_r2_init;
 static bool finalizing;
+
+/* Do messages on this module go beyond the machine's memory? */
+static bool leaves_machine(const mca_btl_base_module_t *module) {
+    static const char *const local[] = {"self", "sm", "smcuda", "vader"};
+
+    for (size_t i = 0; i < sizeof local / sizeof local[0]; i++) {
+        if (strcmp(module->btl_component->btl_version.mca_component_name, local[i]) == 0) {
+            return false;
+        }
+    }
+    return true;
+}
 
 /* r2 has just let the BTLs look for devices. */
 static mca_bml_base_module_t *after_selection(int *priority, bool progress_threads,
@@ -58,9 +71,11 @@ static mca_bml_base_module_t *after_selection(int *priority, bool progress_threa
     kw_fabric_set(parameter_fabric, parameter_fallback);
     OPAL_LIST_FOREACH(selected, &mca_btl_base_modules_initialized,
                       mca_btl_base_selected_module_t) {
-        if (kw_fabric_has(selected->btl_module) &&
-            kw_counters_attach(selected->btl_module) != OPAL_SUCCESS) {
-            unusable = "too many modules of the fabric";
+        mca_btl_base_module_t *module = selected->btl_module;
+
+        if ((kw_fabric_has(module) || leaves_machine(module)) &&
+            kw_counters_attach(module) != OPAL_SUCCESS) {
+            unusable = "too many BTL modules";
         }
     }
     kw_counters_adopt(bml);
@@ -173,7 +188,8 @@ static const mca_btl_base_module_t *module_of(const char *name) {
 static const char *job_refusal(void) {
     if (ompi_mpi_thread_multiple) {
         return "the program asked for MPI_THREAD_MULTIPLE: another thread could be inside the "
-               "fabric's BTL when it is closed";
+               "fabric's BTL when it is closed (mpi4py asks for it, unless "
+               "MPI4PY_RC_THREAD_LEVEL=serialized is in the environment)";
     }
     if (kw_pml.ob1->use_all_rdma) {
         return "pml_ob1_use_all_rdma is set: ob1 would start RDMA on a fabric that drains";
@@ -240,7 +256,10 @@ static void dial_agent(void) {
     snprintf(hello.fabric, sizeof hello.fabric, "%s", parameter_fabric);
     snprintf(hello.fallback, sizeof hello.fallback, "%s", parameter_fallback);
     kw_steps_describe(&hello);
-    kw_poke_start();
+    /* Where MPI may be in another thread than this one, a poke could enter it twice. */
+    if (ompi_mpi_thread_provided <= MPI_THREAD_FUNNELED) {
+        kw_poke_start();
+    }
     if (kw_executor_start() != OPAL_SUCCESS ||
         kw_link_start(parameter_agent, &hello, kw_executor_attention, kw_poke) != 0) {
         kw_executor_stop();
@@ -249,6 +268,8 @@ static void dial_agent(void) {
 }
 
 static void init_bottom(int argc, char **argv, int requested, int *provided) {
+    const char *refusal;
+
     (void)argc;
     (void)argv;
     (void)requested;
@@ -258,15 +279,24 @@ static void init_bottom(int argc, char **argv, int requested, int *provided) {
     }
     if (unusable != NULL) {
         kw_counters_withdraw();
+        kw_program_begin(unusable);
         help_show("unusable", unusable);
         return;
     }
-    kw_steps_begin(first_state(), job_refusal());
+    refusal = job_refusal();
+    if (refusal != NULL) {
+        /* None of the reasons passes, and with several threads in MPI the counts are not safe. */
+        kw_counters_withdraw();
+    }
+    kw_steps_begin(first_state(), refusal);
+    kw_program_begin(refusal);
     kw_peers_watch(at_delete);
     dial_agent();
 }
 
 static void finalize_top(void) {
+    /* Nobody is told any more: an interpreter that calls MPI_Finalize at its exit is no more. */
+    kw_program_end();
     finalizing = true;
 }
 

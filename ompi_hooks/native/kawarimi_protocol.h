@@ -16,7 +16,7 @@
 
 enum kw_protocol {
     KW_MAGIC = 0x4b57524d,
-    KW_VERSION = 1,
+    KW_VERSION = 2,
     KW_MAX_MESSAGE = 65536, /* bytes, the header included */
     KW_MAX_STEPS = 8,       /* per direction */
     KW_NAME = 32,           /* bytes of a name, the terminating zero included */
@@ -30,9 +30,9 @@ enum kw_type { KW_HELLO = 1, KW_WELCOME = 2, KW_COMMAND = 3, KW_REPLY = 4, KW_GO
  * those from 100 on belong to the shim's kind, and the agent learns them from the HELLO. */
 enum kw_code {
     KW_STATUS = 1, /* tell the routes and the counters */
-    KW_HOLD = 2,   /* park the rank's thread at a safe point, until RESUME or the deadline */
+    KW_HOLD = 2,   /* park the rank's thread at a safe point, until RESUME or the deadline; again: longer */
     KW_RESUME = 3, /* end a HOLD */
-    KW_ABORT = 4,  /* go back to the nearest state that needs no other rank */
+    KW_ABORT = 4,  /* go back to the nearest state that needs no other rank; a HOLD lasts */
     KW_PREPARE = 100,
     KW_SELECT = 101,
     KW_DRAIN = 102,
@@ -40,7 +40,8 @@ enum kw_code {
     KW_INIT = 104,
     KW_MODEX = 105,
     KW_ADD = 106,
-    KW_ENABLE = 107
+    KW_ENABLE = 107,
+    KW_QUIESCE = 108 /* of parked ranks: let what is under way arrive, on every BTL */
 };
 
 /* Where a rank stands. */
@@ -63,7 +64,8 @@ enum kw_outcome {
     KW_NO_PATH = 6,     /* a peer cannot be reached; text names it; nothing changed */
     KW_BAD_MESSAGE = 7, /* malformed, oversized or of another version; nothing changed */
     KW_UNKNOWN = 8,     /* no such command; nothing changed */
-    KW_FAILED = 9       /* Open MPI refused; text says what, state says where the rank stands */
+    KW_FAILED = 9,      /* Open MPI refused; text says what, state says where the rank stands */
+    KW_DEFERRED = 10    /* the program asked not to be disturbed now; text says why; nothing changed */
 };
 
 /* How the coordinator has to run a step. */
@@ -101,13 +103,14 @@ struct kw_hello {
     uint32_t epoch; /* the newest that the rank has seen */
     uint32_t leave_steps;
     uint32_t take_steps;
-    uint32_t reserved;
+    uint32_t hold_steps;
     char kind[KW_NAME];
     char fabric[KW_NAME];
     char fallback[KW_NAME];
     char refusal[KW_TEXT]; /* why this rank cannot be switched; empty if it can */
     struct kw_step leave[KW_MAX_STEPS];
     struct kw_step take[KW_MAX_STEPS];
+    struct kw_step hold[KW_MAX_STEPS]; /* their way back is RESUME */
 };
 
 struct kw_welcome {
@@ -144,11 +147,13 @@ struct kw_reply {
     uint32_t epoch;
     uint32_t outcome;
     uint32_t state;
-    uint64_t sent;             /* messages on the fabric since it was opened */
+    /* On the fabric since it was opened; for QUIESCE, on every BTL that is counted. */
+    uint64_t sent;             /* messages */
     uint64_t received;         /* likewise */
-    uint64_t outstanding;      /* sends and RDMA operations on it that did not complete locally */
+    uint64_t outstanding;      /* sends and RDMA operations that did not complete locally */
     uint64_t pending;          /* entries of ob1's queues that may still need it */
     uint64_t duration_ns;      /* of this command */
+    uint64_t held_ns;          /* how long the rank has been parked without a break; 0: it is not */
     /* Time spent in the shim, in the rank's thread: in all, and the longest without a break. The
      * first two since MPI_Init, the others since the newest epoch began. */
     uint64_t stall_total_ns;

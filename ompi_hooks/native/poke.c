@@ -46,6 +46,9 @@ static struct range ranges[RANGES_MAX];
 static int ranges_len;
 static volatile sig_atomic_t in_flight;
 
+/* Of the rank's thread: the handler is on its stack. */
+static volatile sig_atomic_t interrupting;
+
 static bool installed;
 static pthread_t rank_thread;
 static pid_t rank_tid;
@@ -131,9 +134,11 @@ static void handle(int signal, siginfo_t *info, void *context) {
     (void)signal;
     (void)info;
     if (is_safe(context)) {
+        interrupting = 1;
         for (int i = 0; i < PASSES; i++) {
             opal_progress();
         }
+        interrupting = 0;
     }
     in_flight = 0;
     errno = saved;
@@ -179,6 +184,10 @@ void kw_poke(void) {
     if (pthread_kill(rank_thread, POKE_SIGNAL) != 0) {
         in_flight = 0;
     }
+}
+
+bool kw_poke_interrupts(void) {
+    return interrupting != 0;
 }
 
 void kw_poke_stop(void) {

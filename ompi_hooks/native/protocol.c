@@ -6,12 +6,12 @@
 _Static_assert(sizeof(struct kw_header) == 16, "wire layout");
 _Static_assert(sizeof(struct kw_step) == 8 + KW_NAME, "wire layout");
 _Static_assert(sizeof(struct kw_hello) ==
-                   16 + 40 + 3 * KW_NAME + KW_TEXT + 2 * KW_MAX_STEPS * (8 + KW_NAME),
+                   16 + 40 + 3 * KW_NAME + KW_TEXT + 3 * KW_MAX_STEPS * (8 + KW_NAME),
                "wire layout");
 _Static_assert(sizeof(struct kw_welcome) == 16 + 8 + KW_TEXT, "wire layout");
 _Static_assert(sizeof(struct kw_command) == 40, "wire layout");
 _Static_assert(sizeof(struct kw_blob) == 16 + KW_KEY, "wire layout");
-_Static_assert(sizeof(struct kw_reply) == 16 + 16 + 72 + 16 + KW_TEXT, "wire layout");
+_Static_assert(sizeof(struct kw_reply) == 16 + 16 + 80 + 16 + KW_TEXT, "wire layout");
 _Static_assert(sizeof(struct kw_component) == KW_NAME + 32, "wire layout");
 _Static_assert(sizeof(struct kw_peer) == 24, "wire layout");
 

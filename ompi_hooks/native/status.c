@@ -44,11 +44,13 @@ static void components_find(struct components *components) {
             *said = (struct kw_component){0};
             snprintf(said->name, sizeof said->name, "%.*s", (int)sizeof said->name - 1,
                      component->btl_version.mca_component_name);
-            if (component == kw_fabric_component()) {
+            if (kw_counters_cover(component)) {
+                struct kw_counts counts = kw_counters_of(component);
+
                 said->counted = 1;
-                said->sent = kw_counts.sent;
-                said->received = kw_counts.received;
-                said->outstanding = kw_counts.outstanding;
+                said->sent = counts.sent;
+                said->received = counts.received;
+                said->outstanding = counts.outstanding;
             }
         }
         components->said[i].modules++;

@@ -28,7 +28,4 @@ void kw_steps_tend(void);
  * BTL that it came on, or when somebody retries. */
 bool kw_steps_need_tending(void);
 
-/* Is the rank to stay parked? Becomes false by RESUME, by ABORT, or at the HOLD's own deadline. */
-bool kw_steps_held(void);
-
 #endif

@@ -11,11 +11,12 @@ import click
 from kawarimi_bridge.cli.output import Progress, json_option, print_json
 from kawarimi_testbed import ownership
 from kawarimi_testbed.commands import require_root
-from kawarimi_testbed.image.build import build_image
+from kawarimi_testbed.image.build import Image, build_image
 from kawarimi_testbed.keeper import Description, read_description
 from kawarimi_testbed.paths import run_dir
 from kawarimi_testbed.remote import Remote
 from kawarimi_testbed.shell import run_shell
+from kawarimi_testbed.spawn import spawn_qemu
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_testbed.topology import HcaVariant, Topology
 from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Slug
@@ -60,17 +61,30 @@ def build(rebuild: bool, as_json: bool) -> None:
     help="e1000e has a slow link, pciehp a slow unplug.",
 )
 @click.option("--no-hca", is_flag=True, help="Boot the guests without their HCA.")
+@click.option("--agents", is_flag=True, help="Run a guest agent in the guests.")
 @click.option("--ssh", is_flag=True, help="Run sshd in the guests, with keys for each other.")
 @json_option
 def up(
-    name: str, guests: int, memory: int, hca: str, no_hca: bool, ssh: bool, as_json: bool
+    name: str,
+    guests: int,
+    memory: int,
+    hca: str,
+    no_hca: bool,
+    agents: bool,
+    ssh: bool,
+    as_json: bool,
 ) -> None:
     """Start a testbed; it runs until `down`.
 
     Guests are called vm1, vm2, … and start on hosta.
     """
     topology = Topology(
-        name=name, guests=guests, guest_memory_mib=memory, hca=HcaVariant(hca), ssh=ssh
+        name=name,
+        guests=guests,
+        guest_memory_mib=memory,
+        hca=HcaVariant(hca),
+        agents=agents,
+        ssh=ssh,
     )
     progress = Progress()
     image = build_image(progress)
@@ -129,6 +143,25 @@ async def _guest_status(
         "address": topology.guest_address(guest),
         "verbs": verbs,
     }
+
+
+@testbed.command()
+@name_option
+@click.argument("guest")
+@click.argument("host")
+def spawn(name: str, guest: str, host: str) -> None:
+    """Start a QEMU on HOST that waits for GUEST, as the bridge's configuration says."""
+    description = _running(name)
+    topology = description.topology
+    topology.guest_number(guest)
+    topology.host(host)
+
+    async def start() -> None:
+        keeper = await ownership.KeeperClient.connect(run_dir(name))
+        image, logs = Image(Path(description.image)), Path(description.logs)
+        await spawn_qemu(keeper, topology, image, logs, guest, host, incoming=True, with_hca=False)
+
+    asyncio.run(start())
 
 
 @testbed.command(context_settings={"ignore_unknown_options": True})

@@ -9,23 +9,24 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import msgspec
+import zmq.asyncio
 
 from kawarimi_bridge import hca
-from kawarimi_bridge.migration import (
-    MigrationParameters,
-    MigrationResult,
-    migrate,
-    refuse_unmovable,
-)
+from kawarimi_bridge.agents import AgentClient
+from kawarimi_bridge.migration import MigrationResult, migrate, refuse_unmovable
+from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.qmp import Monitor
 from kawarimi_testbed import qemu
+from kawarimi_testbed.agents import connect_agent, context_in
 from kawarimi_testbed.forward import forward_socket
 from kawarimi_testbed.image.build import Image
-from kawarimi_testbed.keeper import Kill, Spawn
+from kawarimi_testbed.keeper import Kill
 from kawarimi_testbed.ownership import KeeperClient
 from kawarimi_testbed.remote import Remote
+from kawarimi_testbed.spawn import process_name, spawn_qemu
 from kawarimi_testbed.topology import Topology
 from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Scope, Slug
+from kawarimi_wire.messages import ANSWER_MARGIN_S, AskDevice, VerbsDevice
 
 BOOT_DEADLINE_S = 90.0
 _QMP_DEADLINE_S = 15.0
@@ -52,6 +53,8 @@ class Guest:
         self._image = image
         self._logs = logs
         self._monitor: Monitor | None = None
+        self._agent: AgentClient | None = None
+        self._context: zmq.asyncio.Context | None = None
 
     @property
     def monitor(self) -> Monitor:
@@ -122,6 +125,32 @@ class Guest:
             scope=Scope.DEVICE,
         )
 
+    async def agent(self, deadline_s: float = BOOT_DEADLINE_S) -> AgentClient:
+        """Return the connection to the guest's agent: made on first use, closed with the guest.
+
+        The testbed must have been started with agents.
+
+        :raise KawarimiError: as `kawarimi_bridge.agents.AgentClient.connect`.
+        """
+        if self._agent is None:
+            if self._context is None:
+                self._context = context_in(self._topology.switch_namespace)
+            self._agent = await connect_agent(
+                self._topology, self.name, self._keeper.folder, deadline_s, self._context
+            )
+        return self._agent
+
+    async def address_hca(self, deadline_s: float = _VERBS_DEADLINE_S) -> VerbsDevice:
+        """Let the agent give the HCA its address, and wait until it is usable.
+
+        :raise ExecutionFailed: `hca-not-ready`, or what the agent says.
+        """
+        address = self._topology.hca_prefix(self.host, self.name)
+        mac = self._topology.hca_mac(self.host, self.name)
+        request = AskDevice(mac, address or "", deadline_s)
+        agent = await self.agent()
+        return await agent.ask(request, VerbsDevice, deadline_s + ANSWER_MARGIN_S)
+
     async def plug(self) -> None:
         """Plug the HCA that the guest's host has for it; see `kawarimi_bridge.hca.plug`."""
         await hca.plug(self.monitor, qemu.hca(self._topology, self.host, self.name))
@@ -154,7 +183,7 @@ class Guest:
             )
         except BaseException:
             await destination.close()
-            await self._keeper.request(Kill(self._process(host)))
+            await self._keeper.request(Kill(process_name(self.name, host)))
             raise
         await self.arrive(host, destination)
         return result
@@ -172,7 +201,25 @@ class Guest:
         source, left = self.monitor, self.host
         self._monitor, self.host = destination, host
         await source.close()
-        await self._keeper.request(Kill(self._process(left)))
+        await self._keeper.request(Kill(process_name(self.name, left)))
+
+    async def follow(self) -> None:
+        """Find the guest where somebody else, the bridge, has moved it to.
+
+        :raise ExecutionFailed: `qemu-gone` if it is nowhere.
+        """
+        if self._monitor is not None:
+            await self._monitor.close()
+        running = await self._keeper.processes()
+        for host in (spec.name for spec in self._topology.hosts):
+            process = process_name(self.name, host)
+            if process in running:
+                folder, logs = self._keeper.folder / process, self._logs / process
+                self._monitor, self.host = await self._connect(process, folder, logs), host
+                return
+        raise ExecutionFailed(
+            Slug.QEMU_GONE, f"No QEMU runs {self.name}.", hint=f"see {self._logs}"
+        )
 
     def forward(self, socket: str) -> AbstractAsyncContextManager[Path]:
         """Make a unix socket of the guest one of this machine; see `forward.forward_socket`."""
@@ -186,35 +233,31 @@ class Guest:
             (self._logs / f"{self.name}-kernel.log").write_text(log.stdout)
 
     async def close(self) -> None:
-        """Close the monitor; the guest runs on."""
+        """Close the monitor and the connection to the agent; the guest runs on."""
         if self._monitor is not None:
             await self._monitor.close()
-
-    def _process(self, host: str) -> str:
-        return f"{self.name}@{host}"
+        if self._agent is not None:
+            await self._agent.close()
+        if self._context is not None:
+            self._context.term()
 
     async def _spawn(self, host: str, *, incoming: bool, with_hca: bool) -> Monitor:
-        process = self._process(host)
-        folder = self._keeper.folder / process
-        folder.mkdir(exist_ok=True)
+        process = process_name(self.name, host)
         logs = self._logs / process
-        logs.mkdir(parents=True, exist_ok=True)
-        argv = qemu.argv(
+        folder = await spawn_qemu(
+            self._keeper,
             self._topology,
-            host,
-            self.name,
             self._image,
-            self._keeper.folder / "payload.img",
-            folder,
-            logs,
+            self._logs,
+            self.name,
+            host,
             incoming=incoming,
             with_hca=with_hca,
         )
-        (logs / "command-line").write_text("\n".join(argv) + "\n")
-        taps = qemu.taps(self._topology, host, self.name)
+        return await self._connect(process, folder, logs)
+
+    async def _connect(self, process: str, folder: Path, logs: Path) -> Monitor:
         socket = folder / "qmp.sock"
-        socket.unlink(missing_ok=True)
-        await self._keeper.request(Spawn(process, host, argv, str(logs / "qemu.log"), taps))
         give_up = time.monotonic() + _QMP_DEADLINE_S
         while True:
             try:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from kawarimi_testbed.topology import Topology
 
-_ETHERNET = "eth0"
+ETHERNET = "eth0"
+"""What the guests call their Ethernet."""
 
 _OPENIB = {
     "btl": "openib,vader,self",
@@ -15,7 +16,7 @@ _OPENIB = {
     # rdmacm connects through the first queue, which must be a per-peer one.
     "btl_openib_receive_queues": "P,128,256,192,128:P,12288,128,96,64:P,65536,64,48,32",
 }
-_TCP = {"btl": "tcp,vader,self", "btl_tcp_if_include": _ETHERNET}
+_TCP = {"btl": "tcp,vader,self", "btl_tcp_if_include": ETHERNET}
 
 
 def mpirun(
@@ -34,7 +35,7 @@ def mpirun(
     """
     parameters = {
         "pml": "ob1",
-        "oob_tcp_if_include": _ETHERNET,
+        "oob_tcp_if_include": ETHERNET,
         "plm_rsh_agent": "ssh" if ssh else "kawarimi-rsh",
         **{"openib": _OPENIB, "tcp": _TCP}[btl],
     }

@@ -18,6 +18,7 @@ import kawarimi_bridge
 import kawarimi_ompi
 import kawarimi_wire
 from kawarimi_ompi.build import build, find_open_mpi
+from kawarimi_testbed.agents import write_agents
 from kawarimi_testbed.commands import Programs
 from kawarimi_testbed.image.rootfs import write_image
 from kawarimi_testbed.paths import package_dir
@@ -32,11 +33,17 @@ COMPONENT_FOLDER = "/opt/kawarimi/ompi"
 
 
 def write_payload(
-    topology: Topology, work: Path, target: Path, log: Path, programs: Sequence[Path] = ()
+    topology: Topology,
+    work: Path,
+    target: Path,
+    keys: Path,
+    log: Path,
+    programs: Sequence[Path] = (),
 ) -> None:
     """Write the payload image of a testbed.
 
     :param work: an empty folder for its tree; it is left there.
+    :param keys: the folder for the harness's side of the agents' keys, if there are agents.
     :param programs: more MPI programs (`*.c`, compiled with mpicc) and files (copied) for `bin/`.
     :raise ExecutionFailed: `command-failed` if a program does not compile.
     """
@@ -63,6 +70,8 @@ def write_payload(
     (etc / "hca").write_text(_hca_file(topology))
     if topology.ssh:
         _write_ssh_keys(work / "ssh", tools)
+    if topology.agents:
+        write_agents(topology, work / "agent", keys)
     write_image(work, target, tools, size="64M")
 
 
@@ -89,10 +98,13 @@ def _hosts_file(topology: Topology) -> str:
 
 
 def _hca_file(topology: Topology) -> str:
-    """Return what hcad.py reads: MAC, address, MTU of every HCA that a guest may be given."""
+    """Return what hcad.py reads: MAC, address, MTU of every HCA that a guest may be given.
+
+    Where there are agents, the address is theirs to set.
+    """
     rows = [
         f"{topology.hca_mac(host.name, guest)} "
-        f"{topology.hca_address(host.name, guest)}/24 {topology.hca_mtu}"
+        f"{'-' if topology.agents else topology.hca_prefix(host.name, guest)} {topology.hca_mtu}"
         for host in topology.hosts
         if host.fabric
         for guest in topology.guest_names

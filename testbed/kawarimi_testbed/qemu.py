@@ -10,6 +10,7 @@ from kawarimi_testbed.topology import HcaVariant, Topology
 
 HCA_SLOT = "hca-port"
 HCA_ID = "hca0"
+BRIDGE_SOCKET = "bridge.sock"
 _HCA_NETDEV = "hca"
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet mitigations=off nokaslr no_timer_check audit=0 panic=-1 net.ifnames=0"
@@ -107,6 +108,9 @@ def argv(
         *("-device", f"pcie-root-port,id={HCA_SLOT},chassis=1,slot=1"),
         *("-chardev", f"socket,id=qmp,path={folder}/qmp.sock,server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
+        # A monitor has one client at a time: that one is the testbed's own, this one the bridge's.
+        *("-chardev", f"socket,id=bridge,path={folder}/{BRIDGE_SOCKET},server=on,wait=off"),
+        *("-mon", "chardev=bridge,mode=control"),
         *("-chardev", f"file,id=console,path={logs}/console.log,append=on"),
         *("-chardev", f"file,id=agent,path={logs}/agent.log,append=on"),
         *("-serial", "chardev:console", "-serial", "chardev:agent"),

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 
 from kawarimi_bridge.cli.output import Progress
+from kawarimi_testbed.agents import KEYS
+from kawarimi_testbed.bridge import write_bridge_config
 from kawarimi_testbed.commands import require_programs, require_root
 from kawarimi_testbed.forward import SSH_KEY
 from kawarimi_testbed.guest import Guest
@@ -40,7 +42,8 @@ class Testbed:
     :param programs: more programs for the guests' PATH; see `payload.write_payload`.
     :param place: the host of each guest; the first host for those that are not named.
     :param with_hca: whether guests on a host with a fabric boot with their HCA.
-    :param wait: whether to wait until the guests run commands and their verbs ports are ACTIVE.
+    :param wait: whether to wait until the guests run commands and their verbs ports are ACTIVE,
+        and, where there are agents, have their addresses.
     :param detached: whether the testbed outlives this process, and the context.
     """
 
@@ -127,6 +130,8 @@ class Testbed:
             self._keeper = await KeeperClient.start(description)
         with self._progress.step("project files for the guests"):
             await asyncio.to_thread(self._write_payload, self._keeper.folder)
+            if self.topology.agents:
+                write_bridge_config(self.topology, self._keeper.folder)
         for name in self.topology.guest_names:
             guest = Guest(self.topology, name, self._keeper, self.image, self.logs)
             self.guests[name] = guest
@@ -136,18 +141,16 @@ class Testbed:
             return
         with self._progress.step(f"booting {', '.join(self.guests)}"):
             await asyncio.gather(*(guest.wait_ready() for guest in self.guests.values()))
-            await asyncio.gather(
-                *(
-                    guest.wait_verbs()
-                    for guest in self.guests.values()
-                    if self._with_hca and guest.hca_address
-                )
-            )
+            with_hca = [g for g in self.guests.values() if self._with_hca and g.hca_address]
+            await asyncio.gather(*(guest.wait_verbs() for guest in with_hca))
+            if self.topology.agents:
+                await asyncio.gather(*(guest.address_hca() for guest in with_hca))
 
     def _write_payload(self, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="kawarimi-") as work:
             log = self.logs / "payload.log"
-            write_payload(self.topology, Path(work), folder / "payload.img", log, self._programs)
+            image = folder / "payload.img"
+            write_payload(self.topology, Path(work), image, folder / KEYS, log, self._programs)
             if self.topology.ssh:
                 shutil.copy2(Path(work) / "ssh/id_ed25519", folder / SSH_KEY)
 

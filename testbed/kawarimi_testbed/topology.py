@@ -58,6 +58,8 @@ class Topology(msgspec.Struct, frozen=True):
     """The PCI address of a device that is bound to vfio-pci, and passed through instead of an
     emulated NIC; its MAC is the `hca_mac` of the guest on the first host."""
     ssh: bool = False
+    agents: bool = False
+    """Whether a guest agent runs in every guest, and gives the HCA its address."""
     accelerator: str = "tcg,thread=multi"
 
     def __post_init__(self) -> None:
@@ -155,6 +157,11 @@ class Topology(msgspec.Struct, frozen=True):
         if fabric is None:
             return None
         return f"10.67.{self.fabrics.index(fabric) + 1}.{10 + self.guest_number(guest)}"
+
+    def hca_prefix(self, host: str, guest: str) -> str | None:
+        """Return the same as ADDRESS/PREFIX."""
+        address = self.hca_address(host, guest)
+        return address and f"{address}/24"
 
     def guest_mac(self, guest: str) -> str:
         """Return the MAC of a guest's Ethernet, the same on every host."""

@@ -18,7 +18,7 @@ from kawarimi_agent.ranks import Rank, RankServer
 from kawarimi_agent.report import SwitchReport
 from kawarimi_ompi.build import OpenMpi
 from kawarimi_ompi.launcher import Choice, environment
-from kawarimi_ompi.protocol import State
+from kawarimi_ompi.protocol import Blob, Command, Outcome, State, StepFlag
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -78,10 +78,10 @@ class Job:
     def text(self) -> str:
         return self.output.read_text(errors="replace")
 
-    async def printed(self, what: str, deadline_s: float = 30.0) -> None:
-        """Wait until the job has printed something."""
+    async def printed(self, what: str, times: int = 1, deadline_s: float = 30.0) -> None:
+        """Wait until the job has printed something, so many times in all."""
         async with asyncio.timeout(deadline_s):
-            while what not in self.text():
+            while self.text().count(what) < times:
                 assert self.process.returncode is None, self.text()
                 await asyncio.sleep(0.01)  # output files have no other way to wait for them
 
@@ -185,3 +185,39 @@ def resident_kb(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
     raise AssertionError("no VmRSS")
+
+
+async def attached(job: Job) -> Job:
+    await job.switch(job.ranks[0].hello.fabric)
+    return job
+
+
+def epoch_after(ranks: list[Rank]) -> int:
+    return max(rank.epoch for rank in ranks) + 1
+
+
+LEAVE = ["prepare", "select", "drain"]
+TAKE = ["init", "modex", "add"]
+"""The steps before the commit."""
+
+
+async def lead(ranks: list[Rank], steps: list[str], epoch: int) -> None:
+    """Run single steps on every rank, the way the coordinator does."""
+    hello = ranks[0].hello
+    known = {step.name: step for step in hello.leave + hello.take}
+    blobs: tuple[Blob, ...] = ()
+    for name in steps:
+        step = known[name]
+        replies = await asyncio.gather(
+            *(
+                rank.call(
+                    Command(
+                        step.code, epoch, 10.0, blobs=blobs if step.has(StepFlag.SCATTER) else ()
+                    )
+                )
+                for rank in ranks
+            )
+        )
+        assert [reply.outcome for reply in replies] == [Outcome.OK] * len(ranks), (name, replies)
+        if step.has(StepFlag.GATHER):
+            blobs = tuple(blob for reply in replies for blob in reply.blobs)

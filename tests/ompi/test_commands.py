@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,14 +57,47 @@ def test_hooks_info_before_building(
     assert Slug.COMPONENT_MISSING in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mpicc", ["no-such-mpicc", "gcc", "false"])
-def test_no_open_mpi(mpicc: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["hooks", "info", "--mpicc", mpicc, "--json"]) == ExitCode.USAGE
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["build", "--mpicc", name] for name in ("no-such-mpicc", "gcc", "false")),
+        *(["info", "--mpirun", name] for name in ("no-such-mpirun", "gcc", "false")),
+    ],
+)
+def test_no_open_mpi(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hooks", *words, "--json"]) == ExitCode.USAGE
     assert said(capsys)["error"]["slug"] == Slug.OPEN_MPI_MISSING
 
 
+def test_jobs_run_where_there_is_no_compiler(
+    open_mpi: OpenMpi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compute nodes have no mpicc; they run the component that was built elsewhere."""
+    component = building.build(open_mpi)
+    for name in ("mpirun", "ompi_info", "orted"):
+        (tmp_path / name).symlink_to(f"/usr/bin/{name}")
+    (tmp_path / "env").symlink_to("/usr/bin/env")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError):
+        building.find_open_mpi()
+    found = building.find_runtime()
+    assert (found.version, found.component_path) == (open_mpi.version, open_mpi.component_path)
+    assert building.info(found).component == component / building.COMPONENT
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(component, elsewhere)
+    assert building.info(found, elsewhere).usable
+    ran = subprocess.run(
+        [*KAWARIMI, "run", "--component", str(elsewhere), "--", "env"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert f"OMPI_MCA_mca_base_component_path={open_mpi.component_path}:{elsewhere}" in ran.stdout
+
+
 def test_another_open_mpi_is_not_built_for(open_mpi: OpenMpi, tmp_path: Path) -> None:
-    other = OpenMpi(open_mpi.mpicc, "4.1.5", open_mpi.component_path)
+    other = OpenMpi("4.1.5", open_mpi.component_path, open_mpi.mpicc)
     with pytest.raises(PreflightRefused) as caught:
         building.build(other)
     assert caught.value.slug is Slug.OPEN_MPI_UNSUPPORTED
@@ -71,7 +105,7 @@ def test_another_open_mpi_is_not_built_for(open_mpi: OpenMpi, tmp_path: Path) ->
 
 
 def launch(line: str, variables: dict[str, str], choice: Choice | None = None) -> dict[str, str]:
-    open_mpi = OpenMpi(Path("/usr/bin/mpicc"), "4.1.4", "/components")
+    open_mpi = OpenMpi("4.1.4", "/components")
     return environment(line.split(), variables, open_mpi, Path("/ours"), choice or Choice())
 
 
@@ -232,7 +266,7 @@ async def test_a_job_behind_two_agents(site: Site, program: Program, tmp_path: P
         *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "sh", "-c", of_its_own),
     ]
     variables = {**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"}
-    controls = [word for d in (here, there) for word in ("--control", str(d / "control.sock"))]
+    controls = [word for d in (here, there) for word in ("--run-directory", str(d))]
     async with AsyncExitStack() as stack:
         stack.enter_context(agent(here))
         stack.enter_context(agent(there))
@@ -261,5 +295,5 @@ async def test_control_socket_answers_nonsense(tmp_path: Path) -> None:
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(line)
             answer = json.loads(await asyncio.wait_for(reader.readline(), 10))
-            assert answer["error"]["slug"] == Slug.BAD_USAGE
+            assert answer["failure"]["slug"] == Slug.BAD_USAGE
             writer.close()

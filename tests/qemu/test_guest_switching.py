@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kawarimi_agent.control import ListJobs, ask_within
+from kawarimi_agent.control import ControlChannel
 from kawarimi_agent.coordinator import Switch
 from kawarimi_agent.jobs import JobSummary
 from kawarimi_agent.remote import find_ranks
@@ -23,6 +23,7 @@ from kawarimi_testbed.mpi import mpirun_line
 from kawarimi_testbed.payload import COMPONENT_FOLDER
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_testbed.topology import Topology
+from kawarimi_wire.messages import AskJobs
 
 CONTROL = "/run/kawarimi/control.sock"
 MARKER = "/run/ring-started"
@@ -42,10 +43,10 @@ async def testbed(start_testbed) -> AsyncIterator[Testbed]:
 
 
 @pytest.fixture(scope="module")
-async def controls(testbed) -> AsyncIterator[list[Path]]:
+async def controls(testbed) -> AsyncIterator[list[ControlChannel]]:
     async with contextlib.AsyncExitStack() as stack:
         yield [
-            await stack.enter_async_context(guest.forward(CONTROL))
+            ControlChannel(await stack.enter_async_context(guest.forward(CONTROL)))
             for guest in testbed.guests.values()
         ]
 
@@ -53,7 +54,7 @@ async def controls(testbed) -> AsyncIterator[list[Path]]:
 class Job:
     """A ring over both guests, its coordinator in this process."""
 
-    def __init__(self, testbed: Testbed, controls: list[Path], name: str) -> None:
+    def __init__(self, testbed: Testbed, controls: list[ControlChannel], name: str) -> None:
         self._testbed = testbed
         self._controls = controls
         self._name = name
@@ -64,7 +65,9 @@ class Job:
 
 
 @contextlib.asynccontextmanager
-async def ring(testbed: Testbed, controls: list[Path], ranks_per_guest: int) -> AsyncIterator[Job]:
+async def ring(
+    testbed: Testbed, controls: list[ControlChannel], ranks_per_guest: int
+) -> AsyncIterator[Job]:
     """Run a verified job for as long as the context lasts; it must end well and without errors."""
     vm1 = testbed.guest("vm1")
     command = ["ring", "600", "16384", MARKER]
@@ -74,7 +77,7 @@ async def ring(testbed: Testbed, controls: list[Path], ranks_per_guest: int) -> 
     )
     running = asyncio.create_task(vm1.run(words, env=variables, deadline_s=700))
     await vm1.run(f"until [ -e {MARKER} ]; do sleep 0.05; done", deadline_s=60)
-    (job,) = await ask_within(controls[0], ListJobs(), list[JobSummary])
+    (job,) = await controls[0].ask(AskJobs(), list[JobSummary], DEADLINE_S)
     yield Job(testbed, controls, job.job)
     # The ring looks for this between two iterations, and ends.
     await vm1.run(["rm", MARKER])

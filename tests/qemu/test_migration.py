@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from kawarimi_bridge import hca, migration
-from kawarimi_bridge.migration import MigrationParameters
+from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_testbed import qemu
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.keeper import Kill
@@ -63,21 +67,76 @@ async def test_five_times_there_and_back_under_a_tcp_job(vm1, testbed, figure):
     )
 
 
+ENDLESS = {"bandwidth": 64 * 2**20, "downtime_limit_s": 0.005}
+"""The memory program writes faster than this sends: QEMU does not come to an end by itself."""
+
+
+@contextlib.asynccontextmanager
+async def writing(guest: Guest) -> AsyncIterator[None]:
+    """Keep a guest's CPU and memory busy; every write must be there at the end."""
+    program = asyncio.create_task(guest.run(["memory", "2000", MARKER], deadline_s=120))
+    await guest.run(f"until [ -e {MARKER} ]; do sleep 0.05; done", deadline_s=30)
+    yield
+    await guest.run(["rm", MARKER])
+    assert json.loads((await program).stdout)["lost"] == 0
+
+
 async def test_no_write_is_lost_however_many_passes(vm1):
     """A program that never lets go of the CPU, and a migration that takes its memory many times."""
     await vm1.unplug()
-    program = asyncio.create_task(vm1.run(["memory", "2000", MARKER], deadline_s=120))
-    await vm1.run(f"until [ -e {MARKER} ]; do sleep 0.05; done", deadline_s=30)
-    # It writes faster than this sends, so that QEMU does not come to an end by itself.
-    endless = MigrationParameters(bandwidth=64 * 2**20, downtime_limit_s=0.005)
-    source = vm1.monitor
-    moving = asyncio.create_task(vm1.migrate("hostb", endless))
-    async with source.watch(["MIGRATION_PASS"]) as events:
-        assert await events.wait(60, lambda event: event["data"]["pass"] >= 8)
-    await source.execute("migrate-set-parameters", {"downtime-limit": 2000})
-    await moving
+    async with writing(vm1):
+        source = vm1.monitor
+        moving = asyncio.create_task(vm1.migrate("hostb", MigrationParameters(**ENDLESS)))
+        async with source.watch(["MIGRATION_PASS"]) as events:
+            assert await events.wait(60, lambda event: event["data"]["pass"] >= 8)
+        await source.execute("migrate-set-parameters", {"downtime-limit": 2000})
+        await moving
+
+
+async def test_postcopy_ends_what_precopy_never_would(vm1):
+    await vm1.unplug()
+    async with writing(vm1):
+        moved = await vm1.migrate("hostb", MigrationParameters(**ENDLESS, postcopy=True))
+    assert vm1.host == "hostb"
+    assert moved.transferred > 0
+    # What a migration was told does not stay: the next one is precopy, and comes to no end.
+    with pytest.raises(ExecutionFailed) as caught:
+        async with writing(vm1):
+            await vm1.migrate("hosta", MigrationParameters(**ENDLESS), deadline_s=10)
+    assert caught.value.slug is Slug.MIGRATION_TIMEOUT
     await vm1.run(["rm", MARKER])
-    assert json.loads((await program).stdout)["lost"] == 0
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    """A folder of TLS certificates as QEMU wants them, of the destination's address."""
+    address = "10.66.0.102"
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=tmp_path, check=True, capture_output=True)
+
+    new = ("-newkey", "rsa:2048", "-nodes", "-subj", "/CN=kawarimi")
+    openssl("req", "-x509", *new, "-keyout", "ca-key.pem", "-out", "ca-cert.pem", "-days", "2")
+    for name in ("server", "client"):
+        files = ("-keyout", f"{name}-key.pem", "-out", f"{name}.csr")
+        openssl("req", *new, *files, "-addext", f"subjectAltName=IP:{address}")
+        openssl(
+            *("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}-cert.pem", "-days", "2"),
+            *("-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-copy_extensions", "copy"),
+        )
+    return tmp_path
+
+
+async def test_over_tls(vm1, certificates):
+    await vm1.unplug()
+    encrypted = MigrationParameters(tls=str(certificates))
+    await vm1.migrate("hostb", encrypted)
+    assert vm1.host == "hostb"
+    # The certificate names that host's address, and no other's.
+    with pytest.raises(ExecutionFailed) as caught:
+        await vm1.migrate("hosta", encrypted)
+    assert caught.value.slug is Slug.MIGRATION_FAILED
+    assert (await vm1.run("echo here")).stdout == "here\n"
 
 
 async def test_to_another_fabric(vm1, testbed):

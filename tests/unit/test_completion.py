@@ -45,7 +45,7 @@ def test_another_shell_is_a_usage_error():
 
 def test_subcommands_options_and_operations_are_completed(tmp_path):
     assert completed("kawarimi ") == sorted(SUBCOMMANDS)
-    assert completed("kawarimi re") == ["report"]
+    assert completed("kawarimi rep") == ["report"]
     assert completed("kawarimi --v") == ["--version"]
     assert completed("kawarimi testbed st") == ["status"]
     (tmp_path / "operations/20260102-030405-aaaa").mkdir(parents=True)

@@ -7,6 +7,7 @@ import json
 import sys
 
 import pytest
+from msgspec import structs
 from operation_files import FORWARD, folder, journal, phases, record, rolled_back, samples
 
 from kawarimi_bridge.cli.main import main
@@ -16,7 +17,7 @@ from kawarimi_bridge.report.account import account
 from kawarimi_bridge.report.traffic import traffic
 from kawarimi_wire.errors import ExitCode
 from kawarimi_wire.phases import Mode, Phase, PhaseState, Result
-from kawarimi_wire.record import Entry, GuestRecord, Move, RankRow, Sample, SwitchRow
+from kawarimi_wire.record import Entry, GuestRecord, Move, PhaseRecord, RankRow, Sample, SwitchRow
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIRST, SECOND = "20260102-030405-aaaa", "20260102-040506-bbbb"
@@ -78,6 +79,20 @@ def test_the_bars_stand_over_each_other(capsys):
     assert [line.strip() for line in lines if "most" in line] == [
         *("most 100.0 MB/s", "most 10.0 MB/s")
     ]
+
+
+def test_preflight_lies_before_the_start(capsys):
+    """As the coordinator writes it: what begins at 0 is what preflight has allowed."""
+    first, second, *_ = phases()
+    before = structs.replace(first, started_s=-1.0)
+    during = structs.replace(second, started_s=0.0, duration_s=1.0)
+    pending = PhaseRecord(Phase.DRAIN, PhaseState.PENDING)
+    guests = (GuestRecord(FORWARD, (before, during, pending)),)
+    samples(record(FIRST, guests=guests, duration_s=1.0))
+    lines = text_of(capsys, "last").splitlines()
+    assert " " * 14 + "1" * 36 + "2" * 36 in lines
+    assert "  3 drain      pending" in lines
+    assert " " * 14 + "-1.00 s" + "1.00 s".rjust(65) in lines
 
 
 def test_a_counter_that_begins_again_is_another_device():

@@ -13,17 +13,31 @@ from kawarimi_bridge.cli.output import print_error
 from kawarimi_wire.errors import ExitCode, Interrupted, KawarimiError, Slug, UsageError
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "abort": ("kawarimi_bridge.cli.operations:abort", "Ask a running operation to go back."),
     "agent": ("kawarimi_agent.cli:agent", "The guest agent, in the foreground."),
+    "check": ("kawarimi_bridge.cli.migrate:check", "Whether guests could be moved now."),
+    "cleanup": ("kawarimi_bridge.cli.operations:cleanup", "End what operations have left."),
     "completion": (
         "kawarimi_bridge.cli.completion:completion",
         "What makes a shell complete kawarimi's words.",
     ),
+    "demo": ("kawarimi_testbed.demo_cli:demo", "Watch a program compute on while its VMs move."),
+    "guests": ("kawarimi_bridge.cli.operations:guests", "The configured guests, as they are."),
     "hooks": ("kawarimi_ompi.cli:hooks", "The native component that ranks load: build, info."),
-    "jobs": ("kawarimi_agent.cli:jobs", "The MPI jobs of this machine that can be switched."),
+    "jobs": ("kawarimi_bridge.cli.jobs:jobs", "The MPI jobs that can be switched."),
+    "keys": (
+        "kawarimi_bridge.cli.keys:keys",
+        "The keys by which agents and bridges know each other.",
+    ),
+    "migrate": ("kawarimi_bridge.cli.migrate:migrate", "Move guests and the jobs in them."),
+    "recover": (
+        "kawarimi_bridge.cli.migrate:recover",
+        "Bring jobs back to the fabric after a degraded operation.",
+    ),
     "report": ("kawarimi_bridge.report.cli:report", "What operations did: text, HTML, images."),
     "run": ("kawarimi_ompi.cli:run", "Start an MPI job whose interconnect can be exchanged."),
-    "status": ("kawarimi_agent.cli:status", "What a job's messages go over."),
-    "switch": ("kawarimi_agent.cli:switch", "Move a running job to another BTL."),
+    "status": ("kawarimi_bridge.cli.jobs:status", "How a job or an operation stands."),
+    "switch": ("kawarimi_bridge.cli.jobs:switch", "Move a running job to another BTL."),
     "testbed": (
         "kawarimi_testbed.cli:testbed",
         "Guests with a soft-RoCE HCA under QEMU, for development and tests.",

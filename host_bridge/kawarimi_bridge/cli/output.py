@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 
 from kawarimi_wire.errors import KawarimiError
+from kawarimi_wire.record import Entry
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -32,13 +34,35 @@ def print_error(error: KawarimiError, *, as_json: bool) -> None:
     """Print an error for people on stderr, and with `as_json` as one object on stdout too."""
     if as_json:
         print_json({"error": error.as_dict()})
-    lines = [f"kawarimi: error [{error.slug}]: {error.what}"]
-    lines += [f"  {name.replace('_', ' ')}: {value}" for name, value in error.facts.items()]
-    if error.untouched:
-        lines.append(f"  untouched: {error.untouched}")
-    if error.hint:
-        lines.append(f"  do: {error.hint}")
+    print_error_dict(error.as_dict())
+
+
+def print_error_dict(error: Mapping[str, Any]) -> None:
+    """Print an error for people on stderr, as `KawarimiError.as_dict` describes it."""
+    lines = [f"kawarimi: error [{error['slug']}]: {error['what']}"]
+    lines += [f"  {name.replace('_', ' ')}: {value}" for name, value in error["facts"].items()]
+    if error["untouched"]:
+        lines.append(f"  untouched: {error['untouched']}")
+    if error["hint"]:
+        lines.append(f"  do: {error['hint']}")
     click.echo("\n".join(lines), err=True)
+
+
+class Watch:
+    """Shows an operation's transitions: as JSON lines on stdout, or on stderr on a terminal."""
+
+    def __init__(self, *, lines: bool) -> None:
+        self._lines = lines
+        self._shown = sys.stderr.isatty() and not lines
+
+    def entry(self, entry: Entry) -> None:
+        """Show one entry."""
+        if self._lines:
+            click.echo(msgspec.json.encode(entry).decode())
+        elif self._shown and entry.phase and entry.state:
+            whose = f" {entry.guest}" if entry.guest else ""
+            why = f": {entry.what}" if entry.what else ""
+            click.echo(f"{entry.at_s:8.2f} s  {entry.phase}{whose} {entry.state}{why}", err=True)
 
 
 _ERASE = "\x1b[K"

@@ -38,6 +38,12 @@ class Account(msgspec.Struct, frozen=True, omit_defaults=True):
     journal: tuple[Entry, ...] = ()
 
     @property
+    def span_s(self) -> tuple[float, float]:
+        """Return the begin and end of all that is told; preflight is before the start, at 0."""
+        starts = (row.started_s for guest in self.guests for row in guest.phases)
+        return min((0.0, *starts)), self.duration_s
+
+    @property
     def moves(self) -> list[str]:
         """Return the ways that guests go, `hosta → hostb`, each once."""
         ways = (f"{one.move.source} → {one.move.destination}" for one in self.guests)

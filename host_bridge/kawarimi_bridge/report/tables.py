@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kawarimi_bridge.report.account import Account
-from kawarimi_wire.phases import PHASES, Phase
+from kawarimi_wire.phases import PHASES, Phase, PhaseState
 from kawarimi_wire.record import Entry, GuestRecord, SwitchRow
 
 NUMBERS = {row.phase: number for number, row in enumerate(PHASES, start=1)}
@@ -120,8 +120,11 @@ def phase_table(guest: GuestRecord) -> Table:
         [
             f"{NUMBERS[row.phase]} {row.phase}",
             str(row.state),
-            f"{row.started_s:.3f} s" if row.state != "skipped" else "",
-            f"{row.duration_s:.3f} s" if row.state != "skipped" else "",
+            *(
+                ["", ""]
+                if row.state in (PhaseState.PENDING, PhaseState.SKIPPED)
+                else [f"{row.started_s:.3f} s", f"{row.duration_s:.3f} s"]
+            ),
         ]
         for row in guest.phases
     ]

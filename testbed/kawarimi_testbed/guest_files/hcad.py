@@ -3,7 +3,8 @@
 A real HCA's driver makes its verbs device when the PCI device appears. Here the device is a NIC,
 and this makes a soft-RoCE device over it: told by the kernel's uevents, never by polling. When the
 NIC goes, the kernel removes the verbs device with it. Which MACs are HCAs, and the address and MTU
-that each is to have, stands in /opt/kawarimi/etc/hca, one `MAC ADDRESS/PREFIX MTU` a line.
+that each is to have, stands in /opt/kawarimi/etc/hca, one `MAC ADDRESS/PREFIX MTU` a line; an
+address of `-` is left to the guest agent.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ def attach(link: str, hcas: Hcas) -> None:
     except (OSError, KeyError):
         return
     name = verbs_name()
-    for command in (
-        f"ip link set {link} mtu {mtu} up",
-        f"ip address replace {address} dev {link}",
-        f"rdma link add {name} type rxe netdev {link}",
-    ):
+    commands = [f"ip link set {link} mtu {mtu} up"]
+    if address != "-":
+        commands.append(f"ip address replace {address} dev {link}")
+    commands.append(f"rdma link add {name} type rxe netdev {link}")
+    for command in commands:
         done = subprocess.run(command.split(), stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             print(f"hcad: {command}: {done.stderr.strip()}")

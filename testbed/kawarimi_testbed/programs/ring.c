@@ -5,9 +5,10 @@
  * Runs for SECONDS and a little (rank 0 decides, all follow), then rank 0 prints one line of JSON:
  * iterations, errors, and the longest time that any iteration took on any rank, in seconds: what
  * the program noticed. With MARKER, rank 0 creates that file after the first iteration, so that a
- * harness knows that traffic flows, and ends early once somebody has removed it. */
+ * harness knows that traffic flows, and ends early once somebody has removed it. Meanwhile it
+ * appends a line about every tenth of a second: seconds since the start, iterations so far, the
+ * longest one since the line before, in seconds, and errors so far, all as rank 0 sees them. */
 #define _GNU_SOURCE
-#include <fcntl.h>
 #include <mpi.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,6 +24,24 @@ static void fill(uint8_t *block, size_t size, int sender, long iteration)
 {
     for (size_t i = 0; i < size; i++)
         block[i] = expected(sender, iteration, i);
+}
+
+struct journal {
+    FILE *file; /* NULL: none is kept */
+    double written, longest;
+};
+
+/* Notes one iteration that took this long; a line is written when it is time for one. */
+static void note(struct journal *journal, double now, double took, long iterations, long errors)
+{
+    if (took > journal->longest)
+        journal->longest = took;
+    if (!journal->file || now - journal->written < 0.1)
+        return;
+    fprintf(journal->file, "%.3f %ld %.6f %ld\n", now, iterations, journal->longest, errors);
+    fflush(journal->file);
+    journal->written = now;
+    journal->longest = 0;
 }
 
 static long count_errors(const uint8_t *block, size_t size, int sender, long iteration)
@@ -53,6 +72,7 @@ int main(int argc, char **argv)
 
     long iterations = 0, errors = 0;
     double longest = 0;
+    struct journal journal = {0};
     MPI_Barrier(MPI_COMM_WORLD);
     const double start = MPI_Wtime();
     for (int go_on = 1; go_on; iterations++) {
@@ -66,10 +86,14 @@ int main(int argc, char **argv)
             go_on = 0;
         MPI_Bcast(&go_on, 1, MPI_INT, 0, MPI_COMM_WORLD);
         const double took = MPI_Wtime() - before;
-        if (iterations == 0 && rank == 0 && argc > 3)
-            close(open(argv[3], O_CREAT | O_WRONLY, 0644));
-        if (iterations > 0 && took > longest) /* the first one connects */
+        if (iterations == 0) { /* which connects */
+            if (rank == 0 && argc > 3 && !(journal.file = fopen(argv[3], "a")))
+                MPI_Abort(MPI_COMM_WORLD, 1);
+            continue;
+        }
+        if (took > longest)
             longest = took;
+        note(&journal, MPI_Wtime() - start, took, iterations, errors);
     }
 
     long all_errors = 0;
@@ -79,6 +103,8 @@ int main(int argc, char **argv)
     if (rank == 0)
         printf("{\"iterations\": %ld, \"errors\": %ld, \"longest_s\": %.6f}\n", iterations,
                all_errors, longest_of_all);
+    if (journal.file)
+        fclose(journal.file);
     free(out);
     free(in);
     MPI_Finalize();

@@ -69,7 +69,7 @@ def _write_payloads(folder: Path, image: Image, logs: Path) -> tuple[Path, Path]
     log = logs / "payload.log"
     outer, inner = folder / "outer.img", folder / "inner.img"
     (folder / "inner").mkdir()
-    write_payload(TOPOLOGY, folder / "inner", inner, log)
+    write_payload(TOPOLOGY, folder / "inner", inner, folder / "keys", log)
     guest = folder / "outer" / "guest"
     guest.mkdir(parents=True)
     shutil.copy2(Path(__file__).parent / "outer-init", guest / "init")

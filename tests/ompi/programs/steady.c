@@ -4,12 +4,15 @@
  * MODE: multiple  ask for MPI_THREAD_MULTIPLE
  *       window    hold an RMA window open
  *       compute S let rank 0 compute for S seconds outside MPI, once, when it says "COMPUTING"
+ *       count F   keep each rank's number of rounds in the file F, eight bytes per rank
  *       sleep S   let rank 0 sleep for S seconds in one system call; it must not be interrupted
  * Prints "OK <rounds>" at the end.
  */
 #include "verified.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -36,9 +39,28 @@ static void sleep_undisturbed(double seconds) {
     }
 }
 
+/* Where this rank's number of rounds is to be seen from outside. */
+static volatile uint64_t *counter_map(const char *path, int rank, int ranks) {
+    size_t size = (size_t)ranks * sizeof(uint64_t);
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    uint64_t *counters;
+
+    if (fd < 0 || ftruncate(fd, (off_t)size) != 0) {
+        die("counter file", rank, rank, 0, 0);
+    }
+    counters = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (counters == MAP_FAILED) {
+        die("counter file", rank, rank, 0, 0);
+    }
+    close(fd);
+    return &counters[rank];
+}
+
 int main(int argc, char **argv) {
     const char *mode = argc > 2 ? argv[2] : "";
-    double seconds = argc > 3 ? atof(argv[3]) : 0;
+    int counts = strcmp(mode, "count") == 0;
+    double seconds = argc > 3 && !counts ? atof(argv[3]) : 0;
+    volatile uint64_t *counter = NULL;
     int rank, ranks, provided, go = 1;
     MPI_Win window = MPI_WIN_NULL;
     void *memory;
@@ -55,6 +77,9 @@ int main(int argc, char **argv) {
         printf("BEGIN\n");
         fflush(stdout);
     }
+    if (counts) {
+        counter = counter_map(argv[3], rank, ranks);
+    }
     while (go) {
         int mine = rank, sum;
 
@@ -68,6 +93,9 @@ int main(int argc, char **argv) {
             (strcmp(mode, "sleep") == 0 ? sleep_undisturbed : compute)(seconds);
         }
         rounds++;
+        if (counter != NULL) {
+            *counter = (uint64_t)rounds;
+        }
         go = access(argv[1], F_OK) != 0;
         MPI_Bcast(&go, 1, MPI_INT, 0, MPI_COMM_WORLD);
     }

@@ -1,0 +1,1 @@
+"""One operation on guests: planned, carried out phase by phase, undone where it fails."""

@@ -1,0 +1,129 @@
+"""`kawarimi demo`: an MPI program computes on while both of its guests move, twice.
+
+From hosts with a fabric to hosts without (fallback), and on to hosts with another one (recovery).
+Everything is done by the commands that an operator would use, on a testbed of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from kawarimi_bridge.cli.output import Progress
+from kawarimi_testbed.bridge import run_bridge
+from kawarimi_testbed.image.build import build_image
+from kawarimi_testbed.job import RingJob, running_ring
+from kawarimi_testbed.testbed import Testbed
+from kawarimi_testbed.topology import Topology
+from kawarimi_wire.errors import ExecutionFailed, Slug
+from kawarimi_wire.phases import Mode, Result
+from kawarimi_wire.record import OperationRecord, PhaseRecord
+
+WAY = ("hostb", "hostc")
+"""Where the guests go, one after the other, from the first host."""
+_COMPUTE_S = 2.0
+"""How long the program computes undisturbed before the first move and after each."""
+
+
+class DemoOperation(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """One move of both guests; seconds.
+
+    :ivar stall_s: the longest time that one exchange of the program took meanwhile.
+    :ivar gap_s: the longest time that a rank spent in the shim without a break.
+    :ivar downtime_s: QEMU's own account, the longest of the guests'.
+    """
+
+    operation: str
+    from_: str
+    to: str
+    mode: Mode
+    result: Result
+    duration_s: float
+    phases: tuple[PhaseRecord, ...]
+    stall_s: float
+    gap_s: float
+    downtime_s: float
+
+
+class DemoProgram(msgspec.Struct, frozen=True):
+    """What the program says: exchanges done, bytes that were wrong; and how it went undisturbed."""
+
+    iterations: int
+    data_errors: int
+    undisturbed_stall_s: float
+
+
+class Demo(msgspec.Struct, frozen=True):
+    """The whole demonstration; `reports` are the folders of the operations' reports."""
+
+    operations: tuple[DemoOperation, ...]
+    program: DemoProgram
+    reports: tuple[str, ...]
+
+
+async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode: Mode) -> Demo:
+    """Run the demonstration.
+
+    :param out: the folder for what the operations leave behind, their reports among it.
+    :raise KawarimiError: a step failed; nothing of the testbed is left but its logs.
+    """
+    topology = Topology(name="demo", agents=True)
+    image = build_image(progress)
+    operations = []
+    async with Testbed(topology, image, progress=progress) as testbed:
+        guests = topology.guest_names
+        async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest) as job:
+            with progress.step("the program computes over the fabric"):
+                await asyncio.sleep(_COMPUTE_S)  # which is what it is there for
+            undisturbed = max(lap.longest_s for lap in await job.laps())
+            for host in WAY:
+                with progress.step(f"kawarimi migrate {' '.join(guests)} --to {host}"):
+                    operations.append(await _move(testbed, job, host, mode, out))
+                with progress.step("the program computes on"):
+                    await asyncio.sleep(_COMPUTE_S)
+            with progress.step("the operations' reports"):
+                for done in operations:
+                    await _bridge(testbed, out, ["report", done.operation])
+    assert job.report is not None
+    program = DemoProgram(job.report.iterations, job.report.errors, undisturbed)
+    reports = tuple(str(out / "operations" / done.operation) for done in operations)
+    return Demo(tuple(operations), program, reports)
+
+
+async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path) -> DemoOperation:
+    before = len(await job.laps())
+    words = ["migrate", *testbed.guests, "--to", host, "--mode", str(mode), "--json"]
+    record = msgspec.json.decode(await _bridge(testbed, out, words), type=OperationRecord)
+    laps = (await job.laps())[before:]
+    first = record.guests[0]
+    return DemoOperation(
+        operation=record.operation,
+        from_=first.move.source,
+        to=first.move.destination,
+        mode=record.mode,
+        result=record.result,
+        duration_s=record.duration_s,
+        phases=first.phases,
+        stall_s=max((lap.longest_s for lap in laps), default=0.0),
+        gap_s=record.longest_gap_s,
+        downtime_s=max(guest.downtime_s or 0.0 for guest in record.guests),
+    )
+
+
+async def _bridge(testbed: Testbed, out: Path, words: Sequence[str]) -> bytes:
+    """Run a command as the testbed's bridge; return what it prints.
+
+    :raise ExecutionFailed: `command-failed` unless its exit code is 0.
+    """
+    done = await run_bridge(testbed, out, words)
+    if done.exit_code:
+        raise ExecutionFailed(
+            Slug.COMMAND_FAILED,
+            f"'kawarimi {' '.join(words)}' failed with exit code {done.exit_code}.",
+            hint=f"see {testbed.logs}",
+            facts={"said": done.stderr},
+        )
+    return done.stdout.encode()
