@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import subprocess
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ from msgspec import structs
 from operation_files import FORWARD, folder, journal, phases, record, rolled_back, samples
 
 from kawarimi_bridge.cli.main import main
-from kawarimi_bridge.operations import JOURNAL, RECORD
+from kawarimi_bridge.operations import JOURNAL, LOCK, RECORD
 from kawarimi_bridge.report import tables
 from kawarimi_bridge.report.account import account
 from kawarimi_bridge.report.traffic import traffic
@@ -147,7 +148,7 @@ def test_the_longest_gap_of_a_rank_is_over_all_switches(capsys):
 def test_an_operation_without_a_record_is_rebuilt_from_its_journal(capsys):
     made = journal(FIRST)
     text = text_of(capsys, "last", "--text")
-    assert "no record. It still runs, or was killed" in text
+    assert "no record. It was killed; its journal" in text
     assert "11 entries, ends 5.50 s after its start, which was 2026-01-02T03:04:05Z" in text
     assert "device_del; id: hca0" in text
     one = account(made)
@@ -161,6 +162,28 @@ def test_an_operation_without_a_record_is_rebuilt_from_its_journal(capsys):
         (Phase.RELEASE, PhaseState.DONE, 4.0, 1.0),
         (Phase.UNPLUG, PhaseState.RUNNING, 5.0, 0.5),
     ]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from kawarimi_bridge.locks import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_operation_that_still_runs(capsys):
+    made = journal(FIRST)
+    words = [sys.executable, "-c", HOLD, str(made.folder / LOCK)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as performer:
+        assert performer.stdout.readline() == "held\n"
+        text = text_of(capsys, "last", "--text")
+        assert json.loads(text_of(capsys, "last", "--json"))["process"] == performer.pid
+    assert f"no record. It still runs, as process {performer.pid}; its journal" in text
+    assert "was killed" in text_of(capsys, "last", "--text")
 
 
 def test_an_undone_phase_keeps_the_time_that_it_took():

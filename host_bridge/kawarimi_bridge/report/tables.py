@@ -81,8 +81,10 @@ def headline(one: Account) -> str:
     if one.result is not None:
         return f"{words}: {one.result} in {seconds(one.duration_s)}, began {one.began}"
     return (
-        f"{words}: no record. It still runs, or was killed; its journal, of {len(one.journal)} "
-        f"entries, ends {seconds(one.duration_s)} after its start"
+        f"{words}: no record. It "
+        + (f"still runs, as process {one.process}" if one.process else "was killed")
+        + f"; its journal, of {len(one.journal)} entries, ends {seconds(one.duration_s)} "
+        + "after its start"
         + (f", which was {one.began}" if one.began else "")
     )
 
