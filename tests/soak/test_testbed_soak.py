@@ -1,4 +1,4 @@
-"""Hours in minutes: what ten rounds do not show. `make soak`."""
+"""What ten rounds do not show. `make soak`."""
 
 from __future__ import annotations
 
