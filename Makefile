@@ -20,7 +20,7 @@ lint: setup ## Format check, ruff, mypy --strict
 test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
 
-soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; an hour)
+soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; five minutes)
 	$(PYTHON) -m pytest -m soak tests/soak
 	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py -k two_ranks --timeout 3000
 

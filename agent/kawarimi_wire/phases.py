@@ -142,6 +142,7 @@ class Result(enum.StrEnum):
     """How an operation ended; the exit code follows from it."""
 
     COMPLETED = "completed"
+    """The guests have moved, and the jobs are on the best that their new places have."""
     DEGRADED = "degraded"
     """The guests have moved, and a job that should be on a fabric is on the fallback."""
     ROLLED_BACK = "rolled-back"

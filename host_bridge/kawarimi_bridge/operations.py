@@ -15,6 +15,8 @@ from kawarimi_wire.errors import PreflightRefused, Slug, UsageError
 from kawarimi_wire.record import Entry, OperationRecord, Sample
 
 JOURNAL, SAMPLES, RECORD = "journal.jsonl", "samples.jsonl", "record.json"
+LOCK = "lock"
+"""Held by the process that performs the operation, for as long as it does."""
 
 _T = TypeVar("_T")
 

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kawarimi_wire.errors import ExecutionFailed, PreflightRefused, Slug
@@ -64,61 +65,94 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
         )
 
 
-def run(
-    argv: Sequence[str | Path],
-    *,
-    log: Path,
-    deadline_s: float,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
-) -> str:
-    """Run a program to its end and return its standard output.
+class Programs:
+    """Runs programs, in any number of threads, that can be ended together.
 
-    The program gets a session of its own, and all of that session is killed when the deadline
-    passes or an exception (Ctrl-C included) ends the wait: nothing that it started survives. If
-    this process is itself killed, the kernel kills the program.
-
-    :param log: where its standard error goes, appended; the error quotes its end.
-    :param deadline_s: seconds until it is killed.
-    :raise ExecutionFailed: `command-failed` or `command-timeout`.
+    :param log: where their standard error goes, appended; errors name it and quote its end.
+    :param scratch: where their temporary files go, which those that are killed leave; the system's
+        place if not given.
     """
-    words = [str(word) for word in argv]
-    fence = ["setpriv", "--pdeathsig", "KILL", "--"]
-    with log.open("ab") as log_file:
-        log_file.write(f"$ {' '.join(words)}\n".encode())
-        log_file.flush()
-        process = subprocess.Popen(
-            [*fence, *words],
-            cwd=cwd,
-            env=dict(env) if env is not None else None,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log_file,
-            start_new_session=True,
-            text=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=deadline_s)
-        except BaseException as error:
-            # SIGTERM first: mmdebstrap and dpkg undo what they have mounted and locked.
-            _end_session(process)
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise ExecutionFailed(
-                    Slug.COMMAND_TIMEOUT,
-                    f"{words[0]} did not end in {deadline_s:.0f} s and was killed.",
-                    hint=f"see {log}",
-                    facts={"argv": words, "log": str(log)},
-                ) from None
-            raise
-    if process.returncode != 0:
-        tail = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        raise ExecutionFailed(
-            Slug.COMMAND_FAILED,
-            f"{words[0]} failed with exit code {process.returncode}:\n  " + "\n  ".join(tail),
-            hint=f"see {log}",
-            facts={"argv": words, "log": str(log), "exit_code": process.returncode},
-        )
-    return output
+
+    def __init__(self, log: Path, *, scratch: Path | None = None) -> None:
+        self.log = log
+        self._scratch = scratch
+        self._running: set[subprocess.Popen[str]] = set()
+        self._ended = False
+        self._lock = threading.Lock()  # guards both: none starts once all are being ended
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        deadline_s: float,
+        cwd: Path | None = None,
+    ) -> str:
+        """Run a program to its end and return its standard output.
+
+        The program gets a session of its own, and all of that session is killed when the deadline
+        passes or an exception (Ctrl-C included) ends the wait: nothing that it started survives. If
+        this process is itself killed, the kernel kills the program.
+
+        :param deadline_s: seconds until it is killed.
+        :raise ExecutionFailed: `command-failed` or `command-timeout`; `interrupted` after `end`.
+        """
+        words = [str(word) for word in argv]
+        fence = ["setpriv", "--pdeathsig", "KILL", "--"]
+        environment = {**os.environ, "TMPDIR": str(self._scratch)} if self._scratch else None
+        with self.log.open("ab") as log_file:
+            log_file.write(f"$ {' '.join(words)}\n".encode())
+            log_file.flush()
+            with self._lock:
+                if self._ended:
+                    raise ExecutionFailed(Slug.INTERRUPTED, f"{words[0]} was not begun.")
+                process = subprocess.Popen(
+                    [*fence, *words],
+                    cwd=cwd,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log_file,
+                    start_new_session=True,
+                    text=True,
+                )
+                self._running.add(process)
+            try:
+                output, _ = process.communicate(timeout=deadline_s)
+            except BaseException as error:
+                # SIGTERM first: mmdebstrap and dpkg undo what they have mounted and locked.
+                _end_session(process)
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise self._failed(
+                        Slug.COMMAND_TIMEOUT,
+                        f"{words[0]} did not end in {deadline_s:.0f} s and was killed.",
+                        words,
+                    ) from None
+                raise
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+        if process.returncode != 0:
+            tail = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            what = f"{words[0]} failed with exit code {process.returncode}:"
+            raise self._failed(
+                Slug.COMMAND_FAILED, "\n  ".join([what, *tail]), words, process.returncode
+            )
+        return output
+
+    def end(self) -> None:
+        """End every program that runs, with its session; none is run after this."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                _end_session(process)
+
+    def _failed(
+        self, slug: Slug, what: str, argv: list[str], exit_code: int | None = None
+    ) -> ExecutionFailed:
+        facts: dict[str, object] = {"argv": argv, "log": str(self.log)}
+        if exit_code is not None:
+            facts["exit_code"] = exit_code
+        return ExecutionFailed(slug, what, hint=f"see {self.log}", facts=facts)
 
 
 def _end_session(process: subprocess.Popen[str]) -> None:

@@ -19,7 +19,7 @@ import kawarimi_ompi
 import kawarimi_wire
 from kawarimi_ompi.build import build, find_open_mpi
 from kawarimi_testbed.agents import write_agents
-from kawarimi_testbed.commands import run
+from kawarimi_testbed.commands import Programs
 from kawarimi_testbed.image.rootfs import write_image
 from kawarimi_testbed.paths import package_dir
 from kawarimi_testbed.topology import Topology
@@ -47,6 +47,7 @@ def write_payload(
     :param programs: more MPI programs (`*.c`, compiled with mpicc) and files (copied) for `bin/`.
     :raise ExecutionFailed: `command-failed` if a program does not compile.
     """
+    tools = Programs(log)
     guest = work / "guest"
     binaries = work / "bin"
     etc = work / "etc"
@@ -60,7 +61,7 @@ def write_payload(
         if program.suffix == ".c":
             argv = ["mpicc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11"]
             output = binaries / program.stem
-            run([*argv, "-o", output, program, "-lm"], log=log, deadline_s=_DEADLINE_S)
+            tools.run([*argv, "-o", output, program, "-lm"], deadline_s=_DEADLINE_S)
         else:
             shutil.copy2(program, binaries / program.name)
     _copy_python(work / "lib")
@@ -68,10 +69,10 @@ def write_payload(
     (etc / "hosts").write_text(_hosts_file(topology))
     (etc / "hca").write_text(_hca_file(topology))
     if topology.ssh:
-        _write_ssh_keys(work / "ssh", log)
+        _write_ssh_keys(work / "ssh", tools)
     if topology.agents:
         write_agents(topology, work / "agent", keys)
-    write_image(work, target, log, size="64M")
+    write_image(work, target, tools, size="64M")
 
 
 def _copy_python(target: Path) -> None:
@@ -111,12 +112,12 @@ def _hca_file(topology: Topology) -> str:
     return "".join(row + "\n" for row in rows)
 
 
-def _write_ssh_keys(folder: Path, log: Path) -> None:
+def _write_ssh_keys(folder: Path, tools: Programs) -> None:
     """Make keys that live as long as the testbed, for mpirun over ssh between its guests."""
     folder.mkdir()
     for name in ("host_key", "id_ed25519"):
         argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "kawarimi-testbed"]
-        run([*argv, "-f", folder / name], log=log, deadline_s=_DEADLINE_S)
+        tools.run([*argv, "-f", folder / name], deadline_s=_DEADLINE_S)
     shutil.copy2(folder / "id_ed25519.pub", folder / "authorized_keys")
     host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
     (folder / "known_hosts").write_text(f"* {host_key}\n")

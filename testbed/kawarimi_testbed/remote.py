@@ -21,7 +21,7 @@ from pyroute2 import netns
 from kawarimi_wire.errors import ExecutionFailed, Scope, Slug
 
 RSHD_PORT = 514
-STDIN, STDOUT, STDERR, STATUS = range(4)
+STDIN, STDOUT, STDERR, STATUS, WINDOW = range(5)
 _HEADER = struct.Struct(">BI")
 _CONNECT_DEADLINE_S = 5.0
 _QUOTED_CHARACTERS = 2000
@@ -71,6 +71,11 @@ class Session:
         self._writer.write(_HEADER.pack(STDIN, len(data)) + data)
         await self._writer.drain()
 
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the command's terminal, which it must have, another size."""
+        data = msgspec.json.encode((rows, columns))
+        self._writer.write(_HEADER.pack(WINDOW, len(data)) + data)
+
     async def frames(self) -> AsyncIterator[tuple[int, bytes]]:
         """Yield what the command writes, as (stream, data); the last is (STATUS, exit code).
 
@@ -97,10 +102,15 @@ class Remote:
 
     @contextlib.asynccontextmanager
     async def session(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, tty: bool = False
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        tty: tuple[int, int] | None = None,
     ) -> AsyncIterator[Session]:
         """Start a command; leaving this ends it.
 
+        :param tty: the rows and columns of the terminal that it is to have; None for none.
         :raise ExecutionFailed: `guest-unreachable`.
         """
         try:

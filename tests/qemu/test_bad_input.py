@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -196,7 +197,11 @@ def descendants(process: subprocess.Popen, program: str = "") -> list[psutil.Pro
 
 
 def ended(processes: list[psutil.Process]) -> bool:
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                return False
+    return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -223,6 +228,29 @@ def test_a_build_is_ended(tmp_path, scratch, number):
         assert left == {"lock", ".building"}
         shutil.rmtree(scratch)
         scratch.mkdir()
+
+
+def test_sigterm_ends_what_a_script_has_in_the_background(tmp_path):
+    """There interrupts are ignored, and a polite end must not be."""
+    lock = tmp_path / "kawarimi/testbed/lock"
+    lock.parent.mkdir(parents=True)
+    script = "trap '' INT; exec \"$@\""
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            ["sh", "-c", script, "sh", *KAWARIMI, "testbed", "build"],
+            stderr=subprocess.PIPE,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+            text=True,
+        )
+        until(
+            lambda: str(lock) in [file.path for file in psutil.Process(process.pid).open_files()],
+            "it waits for the lock",
+        )
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "error [interrupted]" in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

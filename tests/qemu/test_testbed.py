@@ -100,6 +100,8 @@ async def test_exit_code_output_and_input_of_commands(testbed):
     vm1: Guest = testbed.guest("vm1")
     ended = await vm1.run("echo out; echo err >&2; exit 7", check=False)
     assert (ended.exit_code, ended.stdout, ended.stderr) == (7, "out\n", "err\n")
+    # A reader that leaves early ends its writer, without a word.
+    assert (await vm1.run("yes | head -1")).stderr == ""
     # What a command leaves in the background must not hold its end up.
     assert (await vm1.run("sleep 60 & echo done", deadline_s=15)).stdout == "done\n"
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import html.parser
 import json
+import subprocess
 import sys
 
 import pytest
+from msgspec import structs
 from operation_files import FORWARD, folder, journal, phases, record, rolled_back, samples
 
 from kawarimi_bridge.cli.main import main
-from kawarimi_bridge.operations import JOURNAL, RECORD
+from kawarimi_bridge.operations import JOURNAL, LOCK, RECORD
 from kawarimi_bridge.report import tables
 from kawarimi_bridge.report.account import account
 from kawarimi_bridge.report.traffic import traffic
 from kawarimi_wire.errors import ExitCode
 from kawarimi_wire.phases import Mode, Phase, PhaseState, Result
-from kawarimi_wire.record import Entry, GuestRecord, Move, RankRow, Sample, SwitchRow
+from kawarimi_wire.record import Entry, GuestRecord, Move, PhaseRecord, RankRow, Sample, SwitchRow
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FIRST, SECOND = "20260102-030405-aaaa", "20260102-040506-bbbb"
@@ -80,6 +82,20 @@ def test_the_bars_stand_over_each_other(capsys):
     ]
 
 
+def test_preflight_lies_before_the_start(capsys):
+    """As the coordinator writes it: what begins at 0 is what preflight has allowed."""
+    first, second, *_ = phases()
+    before = structs.replace(first, started_s=-1.0)
+    during = structs.replace(second, started_s=0.0, duration_s=1.0)
+    pending = PhaseRecord(Phase.DRAIN, PhaseState.PENDING)
+    guests = (GuestRecord(FORWARD, (before, during, pending)),)
+    samples(record(FIRST, guests=guests, duration_s=1.0))
+    lines = text_of(capsys, "last").splitlines()
+    assert " " * 14 + "1" * 36 + "2" * 36 in lines
+    assert "  3 drain      pending" in lines
+    assert " " * 14 + "-1.00 s" + "1.00 s".rjust(65) in lines
+
+
 def test_a_counter_that_begins_again_is_another_device():
     rows = [Sample(0.0, "vm1", 0, 500), Sample(1.0, "vm1", 10, 0), Sample(2.0, "vm1", 30, 70)]
     fabric, ethernet = traffic(rows)
@@ -132,7 +148,7 @@ def test_the_longest_gap_of_a_rank_is_over_all_switches(capsys):
 def test_an_operation_without_a_record_is_rebuilt_from_its_journal(capsys):
     made = journal(FIRST)
     text = text_of(capsys, "last", "--text")
-    assert "no record. It still runs, or was killed" in text
+    assert "no record. It was killed; its journal" in text
     assert "11 entries, ends 5.50 s after its start, which was 2026-01-02T03:04:05Z" in text
     assert "device_del; id: hca0" in text
     one = account(made)
@@ -146,6 +162,28 @@ def test_an_operation_without_a_record_is_rebuilt_from_its_journal(capsys):
         (Phase.RELEASE, PhaseState.DONE, 4.0, 1.0),
         (Phase.UNPLUG, PhaseState.RUNNING, 5.0, 0.5),
     ]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from kawarimi_bridge.locks import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_operation_that_still_runs(capsys):
+    made = journal(FIRST)
+    words = [sys.executable, "-c", HOLD, str(made.folder / LOCK)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as performer:
+        assert performer.stdout.readline() == "held\n"
+        text = text_of(capsys, "last", "--text")
+        assert json.loads(text_of(capsys, "last", "--json"))["process"] == performer.pid
+    assert f"no record. It still runs, as process {performer.pid}; its journal" in text
+    assert "was killed" in text_of(capsys, "last", "--text")
 
 
 def test_an_undone_phase_keeps_the_time_that_it_took():

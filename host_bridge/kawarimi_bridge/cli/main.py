@@ -90,8 +90,7 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code. Never raises for an error of ours."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # A polite end is an interrupt: what was begun is undone.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     as_json = "--json" in arguments
     try:
         result = cli.main(args=arguments, prog_name="kawarimi", standalone_mode=False)
@@ -116,6 +115,13 @@ def main(arguments: list[str] | None = None) -> int:
         return int(result) if isinstance(result, int) else ExitCode.COMPLETED
     print_error(error, as_json=as_json)
     return error.exit_code
+
+
+def _interrupt(*_: object) -> None:
+    """Make of a polite end an interrupt, so that what was begun is undone."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's background job
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":

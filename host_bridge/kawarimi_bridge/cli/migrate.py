@@ -19,14 +19,11 @@ from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.operation.diary import Diary
 from kawarimi_bridge.operation.operation import Operation, Options
 from kawarimi_bridge.operation.plan import Plan, find_moves, make_plan
-from kawarimi_bridge.operations import OperationFolder, new_operation, operations_dir
+from kawarimi_bridge.operations import LOCK, OperationFolder, new_operation, operations_dir
 from kawarimi_bridge.session import open_session
 from kawarimi_wire.errors import ExitCode, Interrupted, Slug, UsageError
 from kawarimi_wire.phases import PHASES, Mode, Phase, Result
 from kawarimi_wire.record import Entry, Move, OperationRecord
-
-LOCK = "lock"
-"""The file in an operation's folder that its process holds a lock on."""
 
 _EXIT = {
     Result.COMPLETED: ExitCode.COMPLETED,

@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from kawarimi_bridge.cli.migrate import LOCK, config_option
+from kawarimi_bridge.cli.migrate import config_option
 from kawarimi_bridge.cli.output import json_option, print_json
 from kawarimi_bridge.config import Config, read_config
 from kawarimi_bridge.locks import guest_lock, held, holder
-from kawarimi_bridge.operations import OperationFolder
+from kawarimi_bridge.operations import LOCK, OperationFolder
 from kawarimi_bridge.report.account import Account, account
 from kawarimi_bridge.session import Session, open_session
 from kawarimi_wire.errors import KawarimiError, PreflightRefused, Slug

@@ -65,6 +65,10 @@ class Watch:
             click.echo(f"{entry.at_s:8.2f} s  {entry.phase}{whose} {entry.state}{why}", err=True)
 
 
+_ERASE = "\x1b[K"
+"""Erases the rest of a terminal's line, where a longer title may have been."""
+
+
 class Progress:
     """Nested, timed steps on stderr; silent where stderr is not a terminal.
 
@@ -81,7 +85,7 @@ class Progress:
         started = time.monotonic()
         indent = "  " * self._depth
         if self.enabled:
-            click.echo(f"{indent}· {title} …\r", err=True, nl=False)
+            click.echo(f"{indent}· {title} …{_ERASE}\r", err=True, nl=False)
         self._depth += 1
         mark = "✗"
         try:
@@ -90,4 +94,5 @@ class Progress:
         finally:
             self._depth -= 1
             if self.enabled:
-                click.echo(f"{indent}{mark} {title} ({time.monotonic() - started:.1f} s)", err=True)
+                took = f"({time.monotonic() - started:.1f} s)"
+                click.echo(f"{indent}{mark} {title} {took}{_ERASE}", err=True)

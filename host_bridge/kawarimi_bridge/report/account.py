@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from kawarimi_bridge.operations import OperationFolder
+from kawarimi_bridge.locks import holder
+from kawarimi_bridge.operations import LOCK, OperationFolder
 from kawarimi_wire.phases import PHASES, Mode, Phase, PhaseState, Result
 from kawarimi_wire.record import (
     Entry,
@@ -23,7 +24,8 @@ class Account(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is known of an operation.
 
     The fields are those of an `OperationRecord`; `result` and `mode` are None, and `command` empty,
-    where only a journal is there and does not tell. `journal` is empty if there is a record.
+    where only a journal is there and does not tell. `journal` is empty if there is a record;
+    `process` is the one that still performs the operation, None if there is none.
     """
 
     operation: str
@@ -36,6 +38,13 @@ class Account(msgspec.Struct, frozen=True, omit_defaults=True):
     switches: tuple[SwitchRow, ...]
     error: dict[str, Any] | None
     journal: tuple[Entry, ...] = ()
+    process: int | None = None
+
+    @property
+    def span_s(self) -> tuple[float, float]:
+        """Return the begin and end of all that is told; preflight is before the start, at 0."""
+        starts = (row.started_s for guest in self.guests for row in guest.phases)
+        return min((0.0, *starts)), self.duration_s
 
     @property
     def moves(self) -> list[str]:
@@ -61,10 +70,13 @@ def account(folder: OperationFolder) -> Account:
     record = folder.record()
     if record is not None:
         return Account(**msgspec.structs.asdict(record))
-    return _rebuilt(folder.operation, folder.entries(), folder.samples())
+    process = holder(folder.folder / LOCK)
+    return _rebuilt(folder.operation, folder.entries(), folder.samples(), process)
 
 
-def _rebuilt(operation: str, entries: list[Entry], samples: list[Sample]) -> Account:
+def _rebuilt(
+    operation: str, entries: list[Entry], samples: list[Sample], process: int | None
+) -> Account:
     opening = _opening(entries)
     lines: list[Entry | Sample] = [*entries, *samples]
     ended_s = max((line.at_s for line in lines), default=0.0)
@@ -83,6 +95,7 @@ def _rebuilt(operation: str, entries: list[Entry], samples: list[Sample]) -> Acc
         (),
         None,
         tuple(entries),
+        process,
     )
 
 

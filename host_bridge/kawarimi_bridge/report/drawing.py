@@ -130,7 +130,7 @@ def _finish(figure: Figure, every: Sequence[Axes], one: Account) -> None:
     from matplotlib.patches import Patch
 
     for axes in every:
-        axes.set_xlim(0, one.duration_s or 1.0)
+        axes.set_xlim(one.span_s[0], one.span_s[1] or 1.0)
     every[-1].set_xlabel("seconds since the operation's start")
     shown: set[Phase] = {row.phase for guest in one.guests for row in guest.phases}
     handles = [

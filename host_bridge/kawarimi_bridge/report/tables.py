@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from kawarimi_bridge.report.account import Account
-from kawarimi_wire.phases import PHASES, Phase
+from kawarimi_wire.phases import PHASES, Phase, PhaseState
 from kawarimi_wire.record import Entry, GuestRecord, SwitchRow
 
 NUMBERS = {row.phase: number for number, row in enumerate(PHASES, start=1)}
@@ -81,8 +81,10 @@ def headline(one: Account) -> str:
     if one.result is not None:
         return f"{words}: {one.result} in {seconds(one.duration_s)}, began {one.began}"
     return (
-        f"{words}: no record. It still runs, or was killed; its journal, of {len(one.journal)} "
-        f"entries, ends {seconds(one.duration_s)} after its start"
+        f"{words}: no record. It "
+        + (f"still runs, as process {one.process}" if one.process else "was killed")
+        + f"; its journal, of {len(one.journal)} entries, ends {seconds(one.duration_s)} "
+        + "after its start"
         + (f", which was {one.began}" if one.began else "")
     )
 
@@ -120,8 +122,11 @@ def phase_table(guest: GuestRecord) -> Table:
         [
             f"{NUMBERS[row.phase]} {row.phase}",
             str(row.state),
-            f"{row.started_s:.3f} s" if row.state != "skipped" else "",
-            f"{row.duration_s:.3f} s" if row.state != "skipped" else "",
+            *(
+                ["", ""]
+                if row.state in (PhaseState.PENDING, PhaseState.SKIPPED)
+                else [f"{row.started_s:.3f} s", f"{row.duration_s:.3f} s"]
+            ),
         ]
         for row in guest.phases
     ]

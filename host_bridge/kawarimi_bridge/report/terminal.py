@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from kawarimi_bridge.report import tables
@@ -63,8 +64,8 @@ def _table(content: Table) -> Iterator[str]:
 
 def _guest(one: Account, guest: GuestRecord, columns: int) -> Iterator[str]:
     yield from _table(tables.phase_table(guest))
-    if guest.phases and one.duration_s > 0:
-        yield _row("", _phase_bar(guest, one.duration_s, columns))
+    if guest.phases:
+        yield _row("", _phase_bar(guest, _bins(one, columns)))
     if account := tables.qemu_account(guest):
         yield f"  {account}"
 
@@ -73,18 +74,17 @@ def _row(label: str, bar: str) -> str:
     return f"  {label.ljust(_LABEL)}{bar}".rstrip()
 
 
-def _bins(duration_s: float, columns: int) -> list[tuple[float, float]]:
+def _bins(one: Account, columns: int) -> list[tuple[float, float]]:
     """Return the columns' shares of an operation's time, each its begin and end."""
-    return [
-        (column * duration_s / columns, (column + 1) * duration_s / columns)
-        for column in range(columns)
-    ]
+    begin_s, end_s = one.span_s
+    ends = [begin_s + column * (end_s - begin_s) / columns for column in range(columns + 1)]
+    return list(itertools.pairwise(ends))
 
 
-def _phase_bar(guest: GuestRecord, duration_s: float, columns: int) -> str:
+def _phase_bar(guest: GuestRecord, bins: Sequence[tuple[float, float]]) -> str:
     """Return a bar whose columns hold the number of the phase that took most of their time."""
     bar = ""
-    for begin_s, end_s in _bins(duration_s, columns):
+    for begin_s, end_s in bins:
         shares = {
             str(tables.NUMBERS[row.phase]): _overlap(
                 begin_s, end_s, row.started_s, row.started_s + row.duration_s
@@ -102,32 +102,34 @@ def _overlap(begin_s: float, end_s: float, other_begin_s: float, other_end_s: fl
 
 def _timeline(one: Account, traffics: Sequence[Traffic], columns: int) -> Iterator[str]:
     """Yield each guest's rates over time, below them its phases and when it stood still."""
-    if not traffics or one.duration_s <= 0:
+    if not traffics:
         yield "throughput: no samples"
         return
-    yield f"throughput, a column is {seconds(one.duration_s / columns)}"
+    bins = _bins(one, columns)
+    yield f"throughput, a column is {seconds(bins[0][1] - bins[0][0])}"
     for guest in one.guests:
         mine = [traffic for traffic in traffics if traffic.guest == guest.move.guest]
         if not mine:
             continue
         yield f" {guest.move.guest}"
         for traffic in mine:
-            yield from _rate_rows(traffic, one.duration_s, columns)
-        yield _row("phases", _phase_bar(guest, one.duration_s, columns))
+            yield from _rate_rows(traffic, bins)
+        yield _row("phases", _phase_bar(guest, bins))
         if guest.downtime_at_s is not None:
             begin_s, end_s = guest.downtime_at_s
             bar = "".join(
                 _STOOD_STILL if column_begin_s <= end_s and begin_s < column_end_s else " "
-                for column_begin_s, column_end_s in _bins(one.duration_s, columns)
+                for column_begin_s, column_end_s in bins
             )
             yield _row("downtime", bar)
-    yield _row("", f"0{seconds(one.duration_s).rjust(columns - 1)}")
+    begin, end = (seconds(end_s) for end_s in one.span_s)
+    yield _row("", begin + end.rjust(columns - len(begin)))
     phases = {row.phase for guest in one.guests for row in guest.phases}
     yield f"  {tables.phase_legend(phases)}"
 
 
-def _rate_rows(traffic: Traffic, duration_s: float, columns: int) -> Iterator[str]:
-    rates = [traffic.mean_rate(*bin_) for bin_ in _bins(duration_s, columns)]
+def _rate_rows(traffic: Traffic, bins: Sequence[tuple[float, float]]) -> Iterator[str]:
+    rates = [traffic.mean_rate(*bin_) for bin_ in bins]
     most = max((rate for rate in rates if rate is not None), default=0.0)
     top = len(_BLOCKS) - 1
     # What flows at all is seen: only nothing is a blank.

@@ -1,16 +1,19 @@
 """Run commands for the testbed's harness and for mpirun: an rsh without keys.
 
 Listens on one address, the guest's on the testbed's own network, which nothing else can reach.
-A request is one JSON line {"argv": [...], "env": {...}, "cwd": "/", "tty": false}; what follows is
+A request is one JSON line {"argv": [...], "env": {...}, "cwd": "/", "tty": null}; what follows is
 frames in both directions: one byte for the stream, four for the length (big endian), the bytes.
 Streams: 0 standard input (an empty frame closes it), 1 standard output, 2 standard error, 3 the
-exit status in decimal. When the peer goes away, the command's session is killed.
+exit status in decimal. `tty` is the size of the command's terminal, [rows, columns], or null for
+none; stream 4 sets it anew, in the same form. When the peer goes away, the command's session is
+killed.
 
 Runs with -I and -S and imports little: an emulated guest pays for every module.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -19,9 +22,10 @@ import signal
 import socket
 import struct
 import sys
+import termios
 
 PORT = 514
-STDIN, STDOUT, STDERR, STATUS = range(4)
+STDIN, STDOUT, STDERR, STATUS, WINDOW = range(5)
 HEADER = struct.Struct(">BI")
 ENVIRONMENT = {
     "PATH": "/opt/kawarimi/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -39,13 +43,12 @@ def start(request: dict, stdio: tuple[int, int, int]) -> int:  # type: ignore[ty
     if pid:
         return pid
     os.setsid()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+        signal.signal(number, signal.SIG_DFL)
     for target, source in enumerate(stdio):
         os.dup2(source, target)
     os.closerange(3, 1024)
     if request.get("tty"):
-        import fcntl
-        import termios
-
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     try:
         os.chdir(request.get("cwd") or "/root")
@@ -64,6 +67,7 @@ class Command:
         self.buffer = b""
         if request.get("tty"):
             master, slave = pty.openpty()
+            termios.tcsetwinsize(master, request["tty"])
             stdio = (slave, slave, slave)
             self.stdin = master
             self.outputs = {master: STDOUT}
@@ -124,13 +128,15 @@ class Command:
             raise ConnectionResetError
         self.buffer += data
         while len(self.buffer) >= HEADER.size:
-            _, length = HEADER.unpack_from(self.buffer)
+            stream, length = HEADER.unpack_from(self.buffer)
             end = HEADER.size + length
             if len(self.buffer) < end:
                 return
             chunk, self.buffer = self.buffer[HEADER.size : end], self.buffer[end:]
             try:
-                if chunk:
+                if stream == WINDOW:
+                    termios.tcsetwinsize(self.stdin, json.loads(chunk))
+                elif chunk:
                     os.write(self.stdin, chunk)
                 elif self.stdin not in self.outputs:
                     os.close(self.stdin)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kawarimi_bridge.cli.output import Progress
-from kawarimi_testbed.commands import require_programs, require_root, require_space, run
+from kawarimi_testbed.commands import Programs, require_programs, require_root, require_space
 from kawarimi_testbed.image import kernel, openib, rootfs
 from kawarimi_testbed.image.cache import Cache
 from kawarimi_testbed.image.debian import Debian
@@ -68,7 +68,7 @@ def build_image(progress: Progress, *, rebuild: bool = False) -> Image:
     require_programs(_PROGRAMS)
     cache = Cache(cache_dir())
     with _log_kept_on_failure() as log, tempfile.TemporaryDirectory(prefix="kawarimi-") as scratch:
-        debian = Debian(Path(scratch), log)
+        debian = Debian(Path(scratch), Programs(log, scratch=Path(scratch)))
         with progress.step("asking apt for versions"):
             inputs = _inputs(debian)
         if not rebuild and (found := cache.find("image", inputs)):
@@ -119,29 +119,34 @@ def _build(folder: Path, progress: Progress, log: Path) -> None:
     work = folder / "work"
     root = work / "root"
     work.mkdir()
-    debian = Debian(work, log)
+    programs = Programs(log, scratch=work)
+    debian = Debian(work, programs)
 
     def make_openib() -> Path:
         scratch = work / "openib"
         scratch.mkdir()
-        return openib.build(debian, scratch, log)
+        return openib.build(debian, scratch, programs)
 
     with ThreadPoolExecutor() as pool:
         # The bootstrap waits for dpkg most of the time; the component compiles beside it.
         component = pool.submit(make_openib)
-        with progress.step("installing Debian (mmdebstrap)"):
-            rootfs.bootstrap(debian, root, log)
-        with progress.step("openib with rdmacm, from Debian's source"):
-            shutil.copy2(component.result(), root / _COMPONENT_FOLDER)
+        try:
+            with progress.step("installing Debian (mmdebstrap)"):
+                rootfs.bootstrap(debian, root, programs)
+            with progress.step("openib with rdmacm, from Debian's source"):
+                shutil.copy2(component.result(), root / _COMPONENT_FOLDER)
+        except BaseException:
+            programs.end()  # leaving the pool waits for its threads
+            raise
     with progress.step("kernel, modules, initrd"):
-        unpacked = kernel.extract(debian, work, log)
+        unpacked = kernel.extract(debian, work, programs)
         kernel.write_vmlinux(unpacked, folder / _VMLINUX)
-        kernel.copy_modules(unpacked, root, log)
+        kernel.copy_modules(unpacked, root, programs)
         kernel.write_initrd(
-            unpacked, Path(__file__).parent / "initrd-init", work, folder / _INITRD, log
+            unpacked, Path(__file__).parent / "initrd-init", work, folder / _INITRD, programs
         )
     with progress.step("writing the file system"):
         for mount_point in ("opt/kawarimi", "host"):
             (root / mount_point).mkdir(parents=True)
-        rootfs.write_image(root, folder / _ROOTFS, log)
-    run(["rm", "-rf", "--one-file-system", work], log=log, deadline_s=60)
+        rootfs.write_image(root, folder / _ROOTFS, programs)
+    programs.run(["rm", "-rf", "--one-file-system", work], deadline_s=60)

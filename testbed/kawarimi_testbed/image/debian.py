@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kawarimi_testbed.commands import run
+from kawarimi_testbed.commands import Programs
 from kawarimi_wire.errors import PreflightRefused, Slug
 
 _QUERY_DEADLINE_S = 60.0
@@ -35,19 +35,18 @@ class Suite:
 class Debian:
     """The Debian suites that this machine uses, other vendors' left out."""
 
-    def __init__(self, work: Path, log: Path) -> None:
+    def __init__(self, work: Path, programs: Programs) -> None:
         """Read the machine's suites.
 
         :param work: an existing folder for sources lists of our own.
-        :param log: where the programs' messages go.
+        :param programs: runs apt.
         :raise PreflightRefused: `package-lists-missing` where no list was ever fetched.
         """
         self._work = work
-        self._log = log
+        self._programs = programs
         fields = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"]
-        listing = run(
+        listing = self._programs.run(
             [*fields, "Created-By: Packages", "Origin: Debian"],
-            log=log,
             deadline_s=_QUERY_DEADLINE_S,
         )
         self.suites = [Suite(*line.split()) for line in sorted(set(listing.splitlines()))]
@@ -73,16 +72,15 @@ class Debian:
 
     def download(self, package: str, into: Path) -> Path:
         """Fetch one binary package into a folder and return its path."""
-        run(["apt-get", "-q", "download", package], log=self._log, cwd=into,
+        self._programs.run(["apt-get", "-q", "download", package], cwd=into,
             deadline_s=_FETCH_DEADLINE_S)  # fmt: skip
         (path,) = into.glob(f"{package}_*.deb")
         return path
 
     def kernel_package(self) -> str:
         """Return the name of the package that `linux-image-amd64` stands for."""
-        listing = run(
+        listing = self._programs.run(
             ["apt-cache", "depends", "linux-image-amd64"],
-            log=self._log,
             deadline_s=_QUERY_DEADLINE_S,
         )
         (name,) = re.findall(r"Depends: (linux-image-\S+)", listing)
@@ -90,9 +88,8 @@ class Debian:
 
     def source_version(self, binary_package: str) -> str:
         """Return the source version of an installed binary package."""
-        return run(
+        return self._programs.run(
             ["dpkg-query", "-W", "-f", "${source:Version}", binary_package],
-            log=self._log,
             deadline_s=_QUERY_DEADLINE_S,
         )
 
@@ -116,4 +113,4 @@ class Debian:
         sources.write_text("".join(suite.line(kind) + "\n" for suite in self.suites))
         settings = [f"Dir::Etc::sourcelist={sources}", "Dir::Etc::sourceparts=-", *options]
         argv = ["apt-get", *(word for setting in settings for word in ("-o", setting)), *words]
-        return run(argv, log=self._log, cwd=self._work, deadline_s=_FETCH_DEADLINE_S)
+        return self._programs.run(argv, cwd=self._work, deadline_s=_FETCH_DEADLINE_S)

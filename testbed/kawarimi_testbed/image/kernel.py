@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from kawarimi_testbed.commands import run
+from kawarimi_testbed.commands import Programs
 from kawarimi_testbed.image.debian import Debian
 from kawarimi_wire.errors import ExecutionFailed, Slug
 
@@ -39,12 +39,12 @@ _COMPRESSIONS: list[tuple[bytes, Callable[[bytes], bytes]]] = [
 ]
 
 
-def extract(debian: Debian, work: Path, log: Path) -> Path:
+def extract(debian: Debian, work: Path, programs: Programs) -> Path:
     """Fetch and unpack Debian's kernel package below a work folder; return the unpacked root."""
     package = debian.download(debian.kernel_package(), work)
     unpacked = work / "kernel"
-    run(["dpkg-deb", "-x", package, unpacked], log=log, deadline_s=_DEADLINE_S)
-    run(["depmod", "-b", unpacked, release(unpacked)], log=log, deadline_s=_DEADLINE_S)
+    programs.run(["dpkg-deb", "-x", package, unpacked], deadline_s=_DEADLINE_S)
+    programs.run(["depmod", "-b", unpacked, release(unpacked)], deadline_s=_DEADLINE_S)
     return unpacked
 
 
@@ -86,13 +86,12 @@ def _unzstd(data: bytes) -> bytes:
     ).stdout
 
 
-def module_files(unpacked: Path, names: list[str], log: Path) -> list[Path]:
+def module_files(unpacked: Path, names: list[str], programs: Programs) -> list[Path]:
     """Return the files of modules and of what they need, in the order to load them."""
     files: list[Path] = []
     for name in names:
-        shown = run(
+        shown = programs.run(
             ["modprobe", "-d", unpacked, "-S", release(unpacked), "--show-depends", name],
-            log=log,
             deadline_s=_DEADLINE_S,
         )
         for line in shown.splitlines():
@@ -101,19 +100,19 @@ def module_files(unpacked: Path, names: list[str], log: Path) -> list[Path]:
     return files
 
 
-def copy_modules(unpacked: Path, root: Path, log: Path) -> None:
+def copy_modules(unpacked: Path, root: Path, programs: Programs) -> None:
     """Copy the modules of a guest into a root file system, with their dependency index."""
-    for file in module_files(unpacked, [*BOOT_MODULES, *ROOT_MODULES], log):
+    for file in module_files(unpacked, [*BOOT_MODULES, *ROOT_MODULES], programs):
         target = root / file.resolve().relative_to(unpacked.resolve())
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, target)
     for index in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
         source = unpacked / "lib/modules" / release(unpacked) / index
         shutil.copy2(source, root / "lib/modules" / release(unpacked) / index)
-    run(["depmod", "-b", root, release(unpacked)], log=log, deadline_s=_DEADLINE_S)
+    programs.run(["depmod", "-b", root, release(unpacked)], deadline_s=_DEADLINE_S)
 
 
-def write_initrd(unpacked: Path, init: Path, work: Path, target: Path, log: Path) -> None:
+def write_initrd(unpacked: Path, init: Path, work: Path, target: Path, programs: Programs) -> None:
     """Write an initrd of busybox, the boot modules and an init script."""
     tree = work / "initrd"
     for folder in ("bin", "modules", "proc", "sys", "dev", "ro", "rw", "root"):
@@ -121,9 +120,9 @@ def write_initrd(unpacked: Path, init: Path, work: Path, target: Path, log: Path
     shutil.copy2("/bin/busybox", tree / "bin/busybox")
     shutil.copy2(init, tree / "init")
     (tree / "init").chmod(0o755)
-    files = module_files(unpacked, BOOT_MODULES, log)
+    files = module_files(unpacked, BOOT_MODULES, programs)
     for file in files:
         shutil.copy2(file, tree / "modules" / file.name)
     (tree / "modules/order").write_text("".join(f"{file.name}\n" for file in files))
     script = f"find . | cpio --quiet -o -H newc > '{target}'"
-    run(["sh", "-c", script], log=log, deadline_s=_DEADLINE_S, cwd=tree)
+    programs.run(["sh", "-c", script], deadline_s=_DEADLINE_S, cwd=tree)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kawarimi_testbed.commands import run
+from kawarimi_testbed.commands import Programs
 from kawarimi_testbed.image.debian import Debian
 from kawarimi_testbed.image.packages import PACKAGES
 
@@ -17,7 +17,7 @@ _EXCLUDED = ["doc", "man", "info", "locale", "lintian", "bug"]
 _DPKG_OPTIONS = [f"path-exclude=/usr/share/{name}/*" for name in _EXCLUDED]
 
 
-def bootstrap(debian: Debian, root: Path, log: Path) -> None:
+def bootstrap(debian: Debian, root: Path, programs: Programs) -> None:
     """Install Debian and `PACKAGES` into a folder.
 
     In mount and process namespaces of its own: whatever ends mmdebstrap, the mounts that it makes
@@ -28,30 +28,28 @@ def bootstrap(debian: Debian, root: Path, log: Path) -> None:
         *("--mode=root", "--variant=essential", f"--include={','.join(PACKAGES)}"),
         *("--aptopt=APT::Install-Recommends false", "--dpkgopt=force-unsafe-io"),
         *(f"--dpkgopt={option}" for option in _DPKG_OPTIONS),
-        *(f"--aptopt={setting}" for setting in _transport_settings(log)),
+        *(f"--aptopt={setting}" for setting in _transport_settings(programs)),
     ]
     release = next(
         suite.release for suite in debian.suites if "-" not in suite.release
     )  # the base suite, not its updates or its security suite
     lines = [suite.line("deb") for suite in debian.suites]
-    run(
+    programs.run(
         [*fence, "mmdebstrap", *options, release, root, *lines],
-        log=log,
         deadline_s=_BOOTSTRAP_DEADLINE_S,
     )
 
 
-def _transport_settings(log: Path) -> list[str]:
+def _transport_settings(programs: Programs) -> list[str]:
     """Return how this machine reaches its mirror (proxies, certificates), as apt settings."""
-    dump = run(["apt-config", "dump", "Acquire"], log=log, deadline_s=10)
+    dump = programs.run(["apt-config", "dump", "Acquire"], deadline_s=10)
     return [line.rstrip(";") for line in dump.splitlines() if not line.endswith('"";')]
 
 
-def write_image(root: Path, target: Path, log: Path, *, size: str = _IMAGE_SIZE) -> None:
+def write_image(root: Path, target: Path, programs: Programs, *, size: str = _IMAGE_SIZE) -> None:
     """Write a folder as an ext4 image."""
     # No journal and no reserved blocks: every guest mounts it read-only.
-    run(
+    programs.run(
         ["mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", "-d", root, target, size],
-        log=log,
         deadline_s=_MKFS_DEADLINE_S,
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from kawarimi_bridge.cli.output import Progress
-from kawarimi_testbed.commands import require_programs, require_root, run
+from kawarimi_testbed.commands import Programs, require_programs, require_root
 from kawarimi_testbed.image.build import Image
 from kawarimi_testbed.image.rootfs import write_image
 from kawarimi_testbed.paths import state_dir
@@ -55,7 +55,7 @@ def run_nested(image: Image, progress: Progress) -> Report:
                 outer, inner = _write_payloads(Path(folder), image, logs)
             argv = _argv(image, outer, inner, logs)
             with progress.step("the scenario, in the outer guest"):
-                run(argv, log=logs / "outer-qemu.log", deadline_s=DEADLINE_S)
+                Programs(logs / "outer-qemu.log").run(argv, deadline_s=DEADLINE_S)
         report = _read_report(logs)
     except KawarimiError as error:
         error.facts["evidence"] = str(logs)
@@ -77,7 +77,7 @@ def _write_payloads(folder: Path, image: Image, logs: Path) -> tuple[Path, Path]
     arguments = [str(image.folder), "/dev/vdc", _LOGS_INSIDE]
     scenario = [sys.executable, "-m", "kawarimi_testbed.vfio.scenario", *arguments]
     (guest / "run").write_text(shlex.join(scenario) + "\n")
-    write_image(guest.parent, outer, log, size="16M")
+    write_image(guest.parent, outer, Programs(log), size="16M")
     return outer, inner
 
 

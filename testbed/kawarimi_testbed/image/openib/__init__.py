@@ -10,7 +10,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kawarimi_testbed.commands import run
+from kawarimi_testbed.commands import Programs
 from kawarimi_testbed.image.debian import Debian
 
 COMPONENT = "mca_btl_openib.so"
@@ -25,12 +25,12 @@ _NEEDS_OPENSM = {"btl_openib_connect_sl.c"}
 """Subnet-manager queries: compiled in by Open MPI only where OpenSM's headers are, as here not."""
 
 
-def build(debian: Debian, folder: Path, log: Path) -> Path:
+def build(debian: Debian, folder: Path, programs: Programs) -> Path:
     """Compile the component into a folder and return its path."""
     source = debian.source("openmpi", debian.source_version("libopenmpi-dev"))
     openib = source / "opal/mca/btl/openib"
-    include_dirs = run(["mpicc", "--showme:incdirs"], log=log, deadline_s=10).split()
-    lib_dirs = run(["mpicc", "--showme:libdirs"], log=log, deadline_s=10).split()
+    include_dirs = programs.run(["mpicc", "--showme:incdirs"], deadline_s=10).split()
+    lib_dirs = programs.run(["mpicc", "--showme:libdirs"], deadline_s=10).split()
     # Our opal_config.h before Debian's, and Debian's installed headers before the source tree's.
     search: list[str | Path] = [Path(__file__).parent, openib, *reversed(include_dirs), source]
     includes = [f"-I{path}" for path in search]
@@ -40,7 +40,7 @@ def build(debian: Debian, folder: Path, log: Path) -> Path:
     def compile_one(file: Path) -> Path:
         target = objects / f"{file.stem}.o"
         argv: list[str | Path] = ["gcc", *_CFLAGS, *includes, "-c", file, "-o", target]
-        run(argv, log=log, deadline_s=_COMPILE_DEADLINE_S)
+        programs.run(argv, deadline_s=_COMPILE_DEADLINE_S)
         return target
 
     sources = sorted([*openib.glob("*.c"), *openib.glob("connect/*.c")])
@@ -50,9 +50,8 @@ def build(debian: Debian, folder: Path, log: Path) -> Path:
         )
     component = folder / COMPONENT
     library_path = [f"-L{path}" for path in lib_dirs]
-    run(
+    programs.run(
         ["gcc", "-shared", "-Wl,-z,defs", "-o", component, *compiled, *library_path, *_LIBRARIES],
-        log=log,
         deadline_s=_COMPILE_DEADLINE_S,
     )
     return component
