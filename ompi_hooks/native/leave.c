@@ -11,8 +11,11 @@
 #include "status.h"
 
 const char *kw_program_refusal(void) {
+    /* Also after MPI_Comm_disconnect: Open MPI 4.1 keeps the other job's processes, and their
+     * endpoints on the fabric, until MPI_Finalize. */
     if (kw_peers_of_other_jobs()) {
-        return "the program communicates with another job (spawn or connect)";
+        return "the program is connected to another job (spawn or connect), or was: Open MPI keeps "
+               "the connections until MPI_Finalize";
     }
     return kw_status_windows_refusal();
 }

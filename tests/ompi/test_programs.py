@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from harness import Job, Launcher
+from mpi4py_source import mpi4py_tests
 
 from kawarimi_wire.errors import KawarimiError
 
@@ -115,3 +118,43 @@ async def test_netpipe_integrity(launcher: Launcher, mode: tuple[str, ...]) -> N
     assert switches >= SWITCHES_AT_LEAST, text
     assert "Integrity check passed" in text
     assert "failed" not in text.lower()
+
+
+MPI4PY_RESULT = re.compile(r"^(test\w+) \((\S+)\)(?: \.\.\.|\n.* \.\.\.) (.*)$", re.MULTILINE)
+
+
+async def mpi4py_suite(
+    launcher: Launcher, modules: str, deadline_s: float, *, switching: bool
+) -> list[Counter[str]]:
+    """Run mpi4py's own tests on three ranks; each rank's results by test."""
+    directory = launcher.directory / ("switched" if switching else "undisturbed")
+    directory.mkdir()
+    run = directory / "suite.sh"
+    run.write_text(
+        f"#!/bin/sh\ncd {mpi4py_tests()} && exec {sys.executable} main.py -v -i '{modules}' "
+        f"2>{directory}/$OMPI_COMM_WORLD_RANK\n"
+    )
+    run.chmod(0o755)
+    variables = {"MPI4PY_RC_THREAD_LEVEL": "serialized"}
+    async with launcher.start(run, ranks=3, **variables) as job:
+        if switching:
+            assert await switch_until_it_ends(job) >= SWITCHES_AT_LEAST
+        code = await job.exit_code(deadline_s)
+        await launcher.server.wait(lambda: not launcher.server.ranks, 10)
+    texts = [(directory / str(rank)).read_text() for rank in range(3)]
+    assert code == 0, texts[0][-3000:]
+    return [Counter(match[0] for match in MPI4PY_RESULT.finditer(text)) for text in texts]
+
+
+def in_soak(*values: object) -> object:
+    return pytest.param(*values, marks=[pytest.mark.soak, pytest.mark.timeout(900)])
+
+
+@pytest.mark.parametrize(
+    ("modules", "at_least"),
+    [("test_(p2p|cco)_obj", 50), in_soak("test_p2p", 150), in_soak("test_cco", 500)],
+)
+async def test_mpi4py_suite(launcher: Launcher, modules: str, at_least: int) -> None:
+    undisturbed = await mpi4py_suite(launcher, modules, 300, switching=False)
+    assert all(sum(results.values()) >= at_least for results in undisturbed)
+    assert await mpi4py_suite(launcher, modules, 600, switching=True) == undisturbed
