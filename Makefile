@@ -20,8 +20,8 @@ lint: setup ## Format check, ruff, mypy --strict
 test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
 
-soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; five minutes)
-	$(PYTHON) -m pytest -m soak tests/soak
+soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; an hour)
+	$(PYTHON) -m pytest -m soak tests/soak tests/ompi
 	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py -k two_ranks --timeout 3000
 
 bench: setup ## Measure; prints JSON and judges nothing (root)

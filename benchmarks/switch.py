@@ -1,10 +1,14 @@
-"""How long a switch takes, step by step, against the number of ranks.
+"""How long a switch takes, step by step, against the number of ranks and the size of messages.
 
-Runs a job that communicates without a break, leads it to and fro between two BTLs on this machine,
-and prints one JSON object: per number of ranks and direction every switch's report, and the medians
-of each step's duration, of the ranks' own time in it, and of the longest gap of any rank.
+Runs jobs that communicate without a break, leads each to and fro between two BTLs on this machine,
+and prints one JSON object: per number of ranks, message size and direction every switch's report,
+and the spread of each step's duration (that of `drain` is the drain time), of the longest time
+that a rank's own thread spent in it, and of the longest gap of any rank: the time in which it could
+do nothing else. With more ranks than processors, the ranks wait for each other's turns; the time in
+the rank's thread then includes time in which it did not run.
 
-usage: switch.py [--ranks 2,4,8] [--cycles N] [--fabric BTL] [--fallback BTL] [--interface NAME]
+usage: switch.py [--ranks 2,4,8,16] [--sizes 8,65536,1048576] [--cycles N] [--fabric BTL]
+                 [--fallback BTL] [--interface NAME]
 """
 
 from __future__ import annotations
@@ -12,41 +16,37 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
-import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 
 import msgspec
 
+from jobs import compiled, provenance, spread, variables
 from kawarimi_agent.coordinator import Switch
 from kawarimi_agent.ranks import RankServer
 from kawarimi_agent.report import SwitchReport
-from kawarimi_ompi.build import OpenMpi, build, find_open_mpi
-from kawarimi_ompi.launcher import Choice, environment
+from kawarimi_ompi.build import OpenMpi, find_open_mpi
+from kawarimi_ompi.launcher import Choice
 
 DEADLINE_S = 60.0
-PROGRAM = Path(__file__).parent / "programs" / "exchange.c"
 
 
 async def series(
-    server: RankServer, open_mpi: OpenMpi, binary: Path, ranks: int, options: argparse.Namespace
+    server: RankServer,
+    open_mpi: OpenMpi,
+    binary: Path,
+    ranks: int,
+    size: int,
+    options: argparse.Namespace,
 ) -> list[SwitchReport]:
     """Run one job, and switch it to and fro."""
-    stop = server.path.with_name(f"stop{ranks}")
-    command = ["mpirun", "-n", str(ranks), str(binary), str(stop)]
-    given = {
-        **os.environ,
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-        "OMPI_MCA_mpi_yield_when_idle": "1",
-    }
+    stop = server.path.with_name(f"stop-{ranks}-{size}")
+    command = ["mpirun", "-n", str(ranks), str(binary), str(stop), str(size)]
     choice = Choice(options.fabric, options.fallback, server.path, options.interface)
-    variables = environment(command, given, open_mpi, build(open_mpi), choice)
-    process = await asyncio.create_subprocess_exec(*command, env=variables)
+    more = {"OMPI_MCA_mpi_yield_when_idle": "1"}
+    process = await asyncio.create_subprocess_exec(
+        *command, env=variables(command, open_mpi, choice, more)
+    )
     reports = []
     try:
         if not await server.wait(lambda: len(server.ranks) == ranks, DEADLINE_S):
@@ -65,48 +65,40 @@ async def series(
 
 
 def summary(reports: list[SwitchReport]) -> dict[str, object]:
-    """Medians over the switches in one direction; milliseconds."""
-    steps = {
-        step.name: {
-            "duration_ms": statistics.median(r.steps[i].duration_s for r in reports) * 1e3,
-            "rank_ms": statistics.median(r.steps[i].rank_s for r in reports) * 1e3,
-        }
-        for i, step in enumerate(reports[0].steps)
-    }
-    gaps = [max(rank.longest_gap_s for rank in report.ranks) for report in reports]
+    """Spreads over the switches in one direction; milliseconds."""
     return {
-        "duration_ms": statistics.median(report.duration_s for report in reports) * 1e3,
-        "longest_gap_ms": statistics.median(gaps) * 1e3,
-        "worst_gap_ms": max(gaps) * 1e3,
-        "steps": steps,
+        "duration_ms": spread([report.duration_s * 1e3 for report in reports]),
+        "longest_gap_ms": spread(
+            [max(rank.longest_gap_s for rank in report.ranks) * 1e3 for report in reports]
+        ),
+        "steps": {
+            step.name: {
+                "duration_ms": spread([r.steps[i].duration_s * 1e3 for r in reports]),
+                "rank_ms": spread([r.steps[i].rank_s * 1e3 for r in reports]),
+            }
+            for i, step in enumerate(reports[0].steps)
+        },
     }
 
 
 async def measure(options: argparse.Namespace) -> dict[str, object]:
     """Run every series."""
     open_mpi = find_open_mpi()
-    report: dict[str, object] = {
-        "open_mpi": open_mpi.version,
-        "kernel": platform.release(),
-        "processors": os.cpu_count(),
-        "options": vars(options),
-    }
+    report = provenance(open_mpi, options)
     with tempfile.TemporaryDirectory() as directory:
-        binary = Path(directory) / "exchange"
-        subprocess.run(  # noqa: ASYNC221 (nothing else is to be done meanwhile)
-            [open_mpi.mpicc, "-O2", "-o", binary, PROGRAM], check=True, timeout=120
-        )
+        binary = compiled(open_mpi, "exchange", Path(directory))
         server = RankServer(Path(directory) / "ranks.sock")
         await server.start()
         for ranks in map(int, options.ranks.split(",")):
-            reports = await series(server, open_mpi, binary, ranks, options)
-            report[f"{ranks} ranks"] = {
-                to: {
-                    "summary": summary([r for r in reports if r.to == to]),
-                    "switches": msgspec.to_builtins([r for r in reports if r.to == to]),
+            for size in map(int, options.sizes.split(",")):
+                reports = await series(server, open_mpi, binary, ranks, size, options)
+                report[f"{ranks} ranks, {size} bytes"] = {
+                    to: {
+                        "summary": summary([r for r in reports if r.to == to]),
+                        "switches": msgspec.to_builtins([r for r in reports if r.to == to]),
+                    }
+                    for to in (options.fallback, options.fabric)
                 }
-                for to in (options.fallback, options.fabric)
-            }
         await server.stop()
     return report
 
@@ -114,7 +106,8 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     """Measure, and print the series."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--ranks", default="2,4,8")
+    parser.add_argument("--ranks", default="2,4,8,16")
+    parser.add_argument("--sizes", default="8,65536,1048576", help="in bytes")
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--fabric", default="tcp")
     parser.add_argument("--fallback", default="vader")

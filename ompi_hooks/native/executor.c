@@ -5,7 +5,6 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdlib.h>
 
 #include "counters.h"
 #include "hold.h"
@@ -33,13 +32,20 @@ static bool inside;
 
 static bool registered;
 
-static void commands_run(void) {
-    struct kw_incoming *incoming;
+/* Of the rank's thread: the command whose next part is due, or NULL. */
+static struct kw_incoming *under_way;
 
+/* Run what is queued, until a command is not finished: then the program, or what is received, comes
+ * first, and the next visit goes on with it. */
+static void commands_run(void) {
     atomic_fetch_and(&attention, ~(unsigned)COMMANDS);
-    while ((incoming = kw_link_take()) != NULL) {
-        kw_steps_execute(incoming);
-        free(incoming);
+    while (under_way != NULL || (under_way = kw_link_take()) != NULL) {
+        if (!kw_steps_execute(under_way)) {
+            kw_executor_attention();
+            return;
+        }
+        kw_link_finish(under_way);
+        under_way = NULL;
     }
 }
 
@@ -109,5 +115,9 @@ void kw_executor_stop(void) {
     if (registered) {
         registered = false;
         opal_progress_unregister(progress);
+    }
+    if (under_way != NULL) {
+        kw_link_finish(under_way);
+        under_way = NULL;
     }
 }

@@ -22,6 +22,10 @@ static char fallback_name[MCA_BASE_MAX_COMPONENT_NAME_LEN + 1];
 /* Invariant: not NULL exactly while modules of the fabric are in mca_btl_base_modules_initialized. */
 static mca_btl_base_component_t *fabric;
 
+/* Between two parts of closing: the component whose endpoints are gone. Between two parts of opening:
+ * the component that has not looked for devices. NULL at all other times. */
+static mca_btl_base_component_t *closing, *loaded;
+
 void kw_fabric_set(const char *name, const char *fallback) {
     mca_btl_base_selected_module_t *selected;
 
@@ -167,18 +171,31 @@ static void modules_finalize(void) {
     }
 }
 
-void kw_fabric_close(void) {
-    mca_btl_base_component_t *component = fabric;
+bool kw_fabric_closing(void) {
+    return closing != NULL;
+}
 
-    if (component == NULL) {
-        return;
+bool kw_fabric_close_part(void) {
+    mca_btl_base_component_t *component = closing;
+
+    if (component == NULL && fabric == NULL) {
+        return true;
     }
-    endpoints_delete();
-    kw_r2_progress_remove(component);
-    modules_finalize();
-    kw_counters_forget(component);
-    fabric = NULL;
+    if (component == NULL) {
+        endpoints_delete();
+        kw_r2_progress_remove(fabric);
+        closing = fabric;
+        return false;
+    }
+    if (fabric != NULL) {
+        modules_finalize();
+        kw_counters_forget(fabric);
+        fabric = NULL;
+        return false;
+    }
+    closing = NULL;
     component_drop(component, true);
+    return true;
 }
 
 /* Load the DSO, register its parameters and open it, as mca_base_framework_components_register and
@@ -231,16 +248,21 @@ static int module_adopt(mca_btl_base_component_t *component, mca_btl_base_module
     return rc;
 }
 
-int kw_fabric_open(void) {
-    mca_btl_base_component_t *component;
-    mca_btl_base_module_t **modules;
-    int rc, len = 0;
+bool kw_fabric_loaded(void) {
+    return loaded != NULL;
+}
 
+int kw_fabric_load(void) {
     kw_interfaces_refresh();
-    rc = component_load(&component);
-    if (rc != OPAL_SUCCESS) {
-        return rc;
-    }
+    return component_load(&loaded);
+}
+
+int kw_fabric_open(void) {
+    mca_btl_base_component_t *component = loaded;
+    mca_btl_base_module_t **modules;
+    int rc = OPAL_SUCCESS, len = 0;
+
+    loaded = NULL;
     kw_openib_fix_device();
     kw_modex_capture_begin();
     modules = component->btl_init(&len, false, opal_using_threads());
@@ -262,7 +284,8 @@ int kw_fabric_open(void) {
         rc = kw_r2_progress_add(component);
     }
     if (rc != OPAL_SUCCESS) {
-        kw_fabric_close();
+        while (!kw_fabric_close_part()) {
+        }
     }
     return rc;
 }

@@ -4,6 +4,8 @@
 
 #include "ompi_config.h"
 
+#include <stdbool.h>
+
 #include "opal/mca/btl/base/base.h"
 #include "opal/mca/btl/btl.h"
 
@@ -33,13 +35,22 @@ bool kw_fabric_is_module(const void *pointer);
 const char *kw_fabric_check(void);
 
 /* Close the fabric: delete its endpoints, finalize its modules, close and unload its component.
- * Nothing may be outstanding on it, and kw_routes_drop_fabric() must have run. Idempotent. */
-void kw_fabric_close(void);
+ * Nothing may be outstanding on it, and kw_routes_drop_fabric() must have run. Each call does one of
+ * these parts, as each takes long; returns whether it was the last one. Idempotent. Between two of
+ * them the fabric is reached by nothing, and MPI_Finalize would close what is left. */
+bool kw_fabric_close_part(void);
 
-/* Load and open the component again and let it look for devices. Its addresses are captured
- * (modex.h). Returns an Open MPI error code: OMPI_ERR_NOT_FOUND if it found no device, and in every
- * case of failure the component is closed as before. */
+/* Is it half closed? */
+bool kw_fabric_closing(void);
+
+/* Load and open the component again; then let it look for devices. Its addresses are captured
+ * (modex.h). Both return an Open MPI error code: OMPI_ERR_NOT_FOUND if it found no device, and in
+ * every case of failure the component is closed as before. */
+int kw_fabric_load(void);
 int kw_fabric_open(void);
+
+/* Is the component loaded, and has not looked for devices? */
+bool kw_fabric_loaded(void);
 
 /* Make endpoints on the fabric for every peer. Returns NULL, or why not (static text). */
 const char *kw_fabric_connect(void);

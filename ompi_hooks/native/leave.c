@@ -11,8 +11,11 @@
 #include "status.h"
 
 const char *kw_program_refusal(void) {
+    /* Also after MPI_Comm_disconnect: Open MPI 4.1 keeps the other job's processes, and their
+     * endpoints on the fabric, until MPI_Finalize. */
     if (kw_peers_of_other_jobs()) {
-        return "the program communicates with another job (spawn or connect)";
+        return "the program is connected to another job (spawn or connect), or was: Open MPI keeps "
+               "the connections until MPI_Finalize";
     }
     return kw_status_windows_refusal();
 }
@@ -35,13 +38,23 @@ const char *kw_fallback_select(void) {
     return failed;
 }
 
-void kw_fabric_leave(void) {
-    kw_r2_withhold_fabric();
-    kw_drain_tend();
-    kw_drain_release_registrations();
-    kw_routes_drop_fabric();
-    kw_fabric_close();
+bool kw_fabric_leave_part(void) {
+    if (!kw_fabric_closing()) {
+        kw_r2_withhold_fabric();
+        kw_drain_tend();
+        kw_drain_release_registrations();
+        kw_routes_drop_fabric();
+    }
+    if (!kw_fabric_close_part()) {
+        return false;
+    }
     kw_state_set(KW_DETACHED);
+    return true;
+}
+
+void kw_fabric_leave(void) {
+    while (!kw_fabric_leave_part()) {
+    }
 }
 
 /* Every peer reachable on both sides, and r2 makes no new endpoint on the fabric: from the barrier
@@ -99,12 +112,15 @@ enum kw_outcome kw_step_fini(const struct kw_incoming *incoming, struct kw_resul
     if (kw_state() == KW_ATTACHED || kw_state() == KW_PREPARED) {
         return kw_not_in_this_state(result);
     }
-    if (kw_counters_of(kw_fabric_component()).outstanding > 0 || kw_drain_pending() > 0) {
+    if (!kw_fabric_closing() &&
+        (kw_counters_of(kw_fabric_component()).outstanding > 0 || kw_drain_pending() > 0)) {
         result->text = "operations on the fabric are still outstanding";
         return KW_BUSY;
     }
-    kw_fabric_leave();
-    kw_program_switched(kw_fabric_fallback_name());
+    result->unfinished = !kw_fabric_leave_part();
+    if (!result->unfinished) {
+        kw_program_switched(kw_fabric_fallback_name());
+    }
     return KW_OK;
 }
 

@@ -33,6 +33,7 @@ struct reply {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct kw_incoming *commands[COMMANDS_MAX]; /* a ring */
 static unsigned commands_head, commands_len;
+static bool command_taken; /* and not finished */
 static struct reply *replies, **replies_tail = &replies;
 static unsigned replies_len;
 static struct kw_hello hello;
@@ -258,7 +259,7 @@ static void poke_if_due(void) {
         return;
     }
     pthread_mutex_lock(&lock);
-    waiting = commands_len > 0;
+    waiting = commands_len > 0 || command_taken;
     pthread_mutex_unlock(&lock);
     poke_at = waiting ? kw_clock() + POKE_AFTER_MS * 1000000ull : 0;
     if (waiting) {
@@ -353,9 +354,17 @@ struct kw_incoming *kw_link_take(void) {
         incoming = commands[commands_head];
         commands_head = (commands_head + 1) % COMMANDS_MAX;
         commands_len--;
+        command_taken = true;
     }
     pthread_mutex_unlock(&lock);
     return incoming;
+}
+
+void kw_link_finish(struct kw_incoming *incoming) {
+    free(incoming);
+    pthread_mutex_lock(&lock);
+    command_taken = false;
+    pthread_mutex_unlock(&lock);
 }
 
 void kw_link_reply(uint32_t to, struct kw_message *message) {

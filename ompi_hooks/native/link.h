@@ -11,8 +11,9 @@
 /* A command as it came in. */
 struct kw_incoming {
     uint64_t received_ns; /* on kw_clock() */
+    uint64_t spent_ns;    /* in the rank's thread so far */
+    uint32_t visits;      /* of the rank's thread so far */
     uint32_t connection;  /* by which it came: replies to another one are dropped */
-    uint32_t reserved;
     struct kw_command command; /* and its blobs */
 };
 
@@ -27,9 +28,12 @@ int kw_link_start(const char *path, const struct kw_hello *hello, void (*attenti
 /* What the next hello will say. Any thread. */
 void kw_link_set_state(uint32_t state, uint32_t epoch);
 
-/* The oldest queued command that has come by the connection in use, or NULL. The caller frees it.
- * Commands of a connection that broke are dropped here: the agent that comes back asks anew. */
+/* The oldest queued command that has come by the connection in use, or NULL. Commands of a
+ * connection that broke are dropped here: the agent that comes back asks anew. */
 struct kw_incoming *kw_link_take(void);
+
+/* What was taken is done with, and freed. Until then its poke goes on. */
+void kw_link_finish(struct kw_incoming *incoming);
 
 /* Queue a reply. Takes the message's bytes over in every case; never blocks on the agent. */
 void kw_link_reply(uint32_t connection, struct kw_message *message);

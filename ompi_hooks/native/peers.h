@@ -59,7 +59,7 @@ const char *kw_peers_refresh(void);
 /* The peers known since the last refresh; this process itself is not among them. */
 struct kw_peer_state *kw_peers(size_t *len);
 
-/* Does this process talk to processes of another job (spawn, connect)? */
+/* Has this process endpoints to processes of another job (spawn, connect)? */
 bool kw_peers_of_other_jobs(void);
 
 /* The path to a peer through a module, or NULL. */

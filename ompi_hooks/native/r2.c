@@ -1,10 +1,16 @@
 #include "r2.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "fabric.h"
 #include "layout.h"
 #include "opal/runtime/opal_progress.h"
+#include "peers.h"
+
+bool kw_r2_is_self(const mca_btl_base_module_t *module) {
+    return strcmp(module->btl_component->btl_version.mca_component_name, "self") == 0;
+}
 
 int kw_r2_progress_list(mca_btl_base_component_t *component) {
     struct kw_r2 *r2 = kw_pml.r2;
@@ -86,6 +92,48 @@ void kw_r2_progress_remove(mca_btl_base_component_t *component) {
         if (r2->btl_progress[i] == component->btl_progress) {
             r2->btl_progress[i] = r2->btl_progress[--r2->num_btl_progress];
             return;
+        }
+    }
+}
+
+static bool array_names(const mca_bml_base_btl_array_t *array,
+                        const mca_btl_base_component_t *component) {
+    for (size_t i = 0; i < array->arr_size; i++) {
+        if (array->bml_btls[i].btl->btl_component == component) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Does any peer's published array name a module of this component? */
+static bool component_in_use(const mca_btl_base_component_t *component) {
+    size_t len;
+    const struct kw_peer_state *peers = kw_peers(&len);
+
+    for (size_t p = 0; p < len; p++) {
+        if (array_names(&peers[p].bml->btl_send, component) ||
+            array_names(&peers[p].bml->btl_rdma, component)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void kw_r2_progress_rank(void) {
+    mca_btl_base_selected_module_t *selected;
+
+    OPAL_LIST_FOREACH(selected, &mca_btl_base_modules_initialized,
+                      mca_btl_base_selected_module_t) {
+        mca_btl_base_component_t *component = selected->btl_component;
+
+        if (component->btl_progress == NULL || kw_r2_is_self(selected->btl_module)) {
+            continue;
+        }
+        if (component == kw_fabric_component() || component_in_use(component)) {
+            opal_progress_register(component->btl_progress);
+        } else {
+            opal_progress_register_lp(component->btl_progress);
         }
     }
 }

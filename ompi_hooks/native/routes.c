@@ -8,15 +8,10 @@
 #include "fabric.h"
 #include "layout.h"
 #include "opal/class/opal_bitmap.h"
-#include "opal/runtime/opal_progress.h"
 #include "r2.h"
 
 static mca_bml_base_btl_array_t *array_of(mca_bml_base_endpoint_t *bml, enum kw_use use) {
     return use == KW_EAGER ? &bml->btl_eager : use == KW_SEND ? &bml->btl_send : &bml->btl_rdma;
-}
-
-static bool is_self(const mca_btl_base_module_t *module) {
-    return strcmp(module->btl_component->btl_version.mca_component_name, "self") == 0;
 }
 
 /* vader's table of endpoints has room for one add_procs per local process, and writes beyond it
@@ -64,7 +59,7 @@ static int peer_reach(struct kw_peer_state *peer) {
     for (size_t i = 0; i < kw_pml.r2->num_btl_modules; i++) {
         mca_btl_base_module_t *module = kw_pml.r2->btl_modules[i];
 
-        if (kw_fabric_has(module) || is_self(module) || (reached && module->btl_exclusivity < best)) {
+        if (kw_fabric_has(module) || kw_r2_is_self(module) || (reached && module->btl_exclusivity < best)) {
             continue;
         }
         if (kw_path_find(peer, module) == NULL) {
@@ -325,44 +320,6 @@ static void table_publish(struct kw_peer_state *peer, enum kw_side side) {
     peer->bml->btl_flags_or = table->flags_or;
 }
 
-/* Does any peer's published array name a module of this component? */
-static bool component_in_use(const mca_btl_base_component_t *component) {
-    size_t len;
-    struct kw_peer_state *peers = kw_peers(&len);
-
-    for (size_t p = 0; p < len; p++) {
-        for (int use = KW_SEND; use < KW_USES; use++) {
-            const mca_bml_base_btl_array_t *array = array_of(peers[p].bml, use);
-
-            for (size_t i = 0; i < array->arr_size; i++) {
-                if (array->bml_btls[i].btl->btl_component == component) {
-                    return true;
-                }
-            }
-        }
-    }
-    return false;
-}
-
-/* r2 polls a BTL often if it is in use, and seldom if it is not (mca_bml_r2_register_progress). */
-static void progress_rank(void) {
-    mca_btl_base_selected_module_t *selected;
-
-    OPAL_LIST_FOREACH(selected, &mca_btl_base_modules_initialized,
-                      mca_btl_base_selected_module_t) {
-        mca_btl_base_component_t *component = selected->btl_component;
-
-        if (component->btl_progress == NULL || is_self(selected->btl_module)) {
-            continue;
-        }
-        if (component == kw_fabric_component() || component_in_use(component)) {
-            opal_progress_register(component->btl_progress);
-        } else {
-            opal_progress_register_lp(component->btl_progress);
-        }
-    }
-}
-
 void kw_routes_publish(enum kw_side side) {
     size_t len;
     struct kw_peer_state *peers = kw_peers(&len);
@@ -370,7 +327,7 @@ void kw_routes_publish(enum kw_side side) {
     for (size_t p = 0; p < len; p++) {
         table_publish(&peers[p], side);
     }
-    progress_rank();
+    kw_r2_progress_rank();
 }
 
 void kw_routes_drop_fabric(void) {

@@ -14,9 +14,11 @@ struct kw_result {
     uint32_t blobs;
     const char *text;
     bool all_btls; /* the reply's counts are those of every BTL, not the fabric's alone */
+    bool unfinished; /* the outcome is not there yet: the step wants another visit */
 };
 
-/* A step. Idempotent: in the state that it leads to, it does nothing and succeeds. */
+/* A step. Idempotent: in the state that it leads to, it does nothing and succeeds. One that takes
+ * long does a part in each visit of the rank's thread, between which the program goes on. */
 typedef enum kw_outcome kw_step(const struct kw_incoming *incoming, struct kw_result *result);
 
 /* Leaving the fabric (leave.c), and the way back of both directions. */
@@ -43,7 +45,11 @@ const char *kw_fallback_select(void);
 /* Choose a side whose tables were built. From the first time on, messages may need tending. */
 void kw_side_select(enum kw_side side);
 
-/* Close a fabric that nothing is outstanding on, and which is not chosen. */
+/* Close a fabric that nothing is outstanding on, and which is not chosen: the next part of that.
+ * Returns whether it was the last one. */
+bool kw_fabric_leave_part(void);
+
+/* The same, all parts at once. */
 void kw_fabric_leave(void);
 
 #endif

@@ -146,32 +146,49 @@ void kw_steps_describe(struct kw_hello *hello) {
     }
 }
 
-static enum kw_outcome execute(const struct kw_incoming *incoming, struct kw_result *result) {
+/* May this command be executed at all? Sets *outcome if not. */
+static bool is_admitted(const struct kw_incoming *incoming, struct kw_result *result,
+                        enum kw_outcome *outcome) {
     const struct kw_command *command = &incoming->command;
 
     if (kw_clock() - incoming->received_ns > command->deadline_ms * 1000000ull) {
         result->text = "the rank reached its safe point after the deadline";
-        return KW_EXPIRED;
+        *outcome = KW_EXPIRED;
+        return false;
     }
-    if (command->code != KW_STATUS) {
-        if (refusal != NULL) {
-            return kw_refused(result, refusal);
-        }
-        if (command->epoch < epoch) {
-            result->text = "the rank has seen a newer operation";
-            return KW_STALE;
-        }
-        if (command->epoch > epoch) {
-            epoch = command->epoch;
-            kw_stall_new_epoch();
-            kw_link_set_state(state, epoch);
-        }
+    if (command->code == KW_STATUS) {
+        return true;
+    }
+    if (refusal != NULL) {
+        *outcome = kw_refused(result, refusal);
+        return false;
+    }
+    if (command->epoch < epoch) {
+        result->text = "the rank has seen a newer operation";
+        *outcome = KW_STALE;
+        return false;
+    }
+    if (command->epoch > epoch) {
+        epoch = command->epoch;
+        kw_stall_new_epoch();
+        kw_link_set_state(state, epoch);
+    }
+    return true;
+}
+
+static enum kw_outcome execute(const struct kw_incoming *incoming, struct kw_result *result) {
+    const struct kw_command *command = &incoming->command;
+    enum kw_outcome outcome;
+
+    /* What has been begun is finished, late or not. */
+    if (incoming->visits == 0 && !is_admitted(incoming, result, &outcome)) {
+        return outcome;
     }
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         if (table[i].code != command->code) {
             continue;
         }
-        if (table[i].patient && kw_program_defers() != NULL) {
+        if (incoming->visits == 0 && table[i].patient && kw_program_defers() != NULL) {
             result->text = kw_program_defers();
             return KW_DEFERRED;
         }
@@ -181,44 +198,56 @@ static enum kw_outcome execute(const struct kw_incoming *incoming, struct kw_res
     return KW_UNKNOWN;
 }
 
-void kw_steps_execute(const struct kw_incoming *incoming) {
-    const struct kw_command *command = &incoming->command;
-    uint64_t began = kw_clock();
-    struct kw_message message;
-    struct kw_result result = {.message = &message};
-    struct kw_counts counts;
-    struct kw_stall process, newest;
-    struct kw_reply *reply;
-    enum kw_outcome outcome;
+static void reply_fill(struct kw_reply *reply, const struct kw_incoming *incoming,
+                       const struct kw_result *result) {
+    struct kw_counts counts =
+        result->all_btls ? kw_counters_all() : kw_counters_of(kw_fabric_component());
+    struct kw_stall process = kw_stall_read(KW_STALL_PROCESS);
+    struct kw_stall newest = kw_stall_read(KW_STALL_EPOCH);
 
-    if (!kw_message_begin(&message, sizeof(struct kw_reply))) {
-        return; /* the coordinator sees a time-out, and asks */
-    }
-    outcome = execute(incoming, &result);
-    process = kw_stall_read(KW_STALL_PROCESS);
-    newest = kw_stall_read(KW_STALL_EPOCH);
-    reply = (struct kw_reply *)(void *)message.bytes;
-    kw_header_set(&reply->header, KW_REPLY, message.size, command->header.sequence);
-    reply->code = command->code;
+    kw_header_set(&reply->header, KW_REPLY, result->message->size,
+                  incoming->command.header.sequence);
+    reply->code = incoming->command.code;
     reply->epoch = epoch;
-    reply->outcome = outcome;
     reply->state = state;
-    counts = result.all_btls ? kw_counters_all() : kw_counters_of(kw_fabric_component());
     reply->sent = counts.sent;
     reply->received = counts.received;
     reply->outstanding = counts.outstanding;
-    reply->pending = result.all_btls ? kw_drain_unsent() : kw_drain_pending();
-    reply->duration_ns = kw_clock() - began;
+    reply->pending = result->all_btls ? kw_drain_unsent() : kw_drain_pending();
+    reply->duration_ns = incoming->spent_ns;
     reply->held_ns = kw_hold_duration();
     reply->stall_total_ns = process.total;
     reply->stall_longest_ns = process.longest;
     reply->epoch_stall_total_ns = newest.total;
     reply->epoch_stall_longest_ns = newest.longest;
-    reply->blobs = result.blobs;
-    if (result.text != NULL) {
-        snprintf(reply->text, sizeof reply->text, "%s", result.text);
+    reply->blobs = result->blobs;
+    if (result->text != NULL) {
+        snprintf(reply->text, sizeof reply->text, "%s", result->text);
     }
+}
+
+bool kw_steps_execute(struct kw_incoming *incoming) {
+    uint64_t began = kw_clock();
+    struct kw_message message;
+    struct kw_result result = {.message = &message};
+    enum kw_outcome outcome;
+    struct kw_reply *reply;
+
+    if (!kw_message_begin(&message, sizeof(struct kw_reply))) {
+        return true; /* the coordinator sees a time-out, and asks */
+    }
+    outcome = execute(incoming, &result);
+    incoming->visits++;
+    incoming->spent_ns += kw_clock() - began;
+    if (result.unfinished) {
+        kw_message_release(&message);
+        return false;
+    }
+    reply = (struct kw_reply *)(void *)message.bytes;
+    reply->outcome = outcome;
+    reply_fill(reply, incoming, &result);
     kw_link_reply(incoming->connection, &message);
+    return true;
 }
 
 bool kw_steps_need_tending(void) {

@@ -13,8 +13,9 @@ void kw_steps_begin(enum kw_state state, const char *refusal);
 /* Fill in the hello's state, kind, names of steps and refusal. */
 void kw_steps_describe(struct kw_hello *hello);
 
-/* Execute one command and queue its reply. */
-void kw_steps_execute(const struct kw_incoming *incoming);
+/* Execute one command, or the next part of it, and queue its reply when it is finished. Returns
+ * whether it is. */
+bool kw_steps_execute(struct kw_incoming *incoming);
 
 /* Between commands: is there a message that began on one BTL, ends on another, and waits for us?
  * Cheap enough for every call of the progress function. */

@@ -11,14 +11,19 @@
 static enum kw_outcome fabric_open(struct kw_result *result) {
     int rc;
 
-    result->text = kw_fabric_check();
-    if (result->text == NULL) {
-        result->text = kw_program_refusal();
+    if (!kw_fabric_loaded()) {
+        result->text = kw_fabric_check();
+        if (result->text == NULL) {
+            result->text = kw_program_refusal();
+        }
+        if (result->text != NULL) {
+            return KW_REFUSED;
+        }
+        rc = kw_fabric_load();
+        result->unfinished = rc == OMPI_SUCCESS;
+    } else {
+        rc = kw_fabric_open();
     }
-    if (result->text != NULL) {
-        return KW_REFUSED;
-    }
-    rc = kw_fabric_open();
     if (rc == OMPI_ERR_NOT_FOUND) {
         result->text = "the fabric's BTL found no device that it can use";
         return KW_NO_DEVICE;
@@ -27,7 +32,9 @@ static enum kw_outcome fabric_open(struct kw_result *result) {
         result->text = "the fabric's BTL could not be opened";
         return KW_FAILED;
     }
-    kw_state_set(KW_OPENED);
+    if (!result->unfinished) {
+        kw_state_set(KW_OPENED);
+    }
     return KW_OK;
 }
 
@@ -41,7 +48,7 @@ enum kw_outcome kw_step_init(const struct kw_incoming *incoming, struct kw_resul
     } else if (kw_state() != KW_OPENED) {
         outcome = kw_not_in_this_state(result);
     }
-    if (outcome != KW_OK) {
+    if (outcome != KW_OK || result->unfinished) {
         return outcome;
     }
     count = kw_modex_append_captured(result->message);

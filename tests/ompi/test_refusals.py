@@ -97,6 +97,28 @@ async def test_jobs_that_are_connected_are_refused(launcher: Launcher, program: 
         assert "OK" in await job.succeed()
 
 
+async def test_job_that_has_parted_from_another_stays_refused(
+    launcher: Launcher, program: Program
+) -> None:
+    """Open MPI keeps the endpoints, on the fabric too, until MPI_Finalize."""
+    stop, end = launcher.directory / "stop", launcher.directory / "end"
+    async with launcher.start(program("spawn"), stop, end, ranks=2, hello=False) as job:
+        await job.printed("CONNECTED")
+        assert await launcher.server.wait(lambda: len(launcher.server.ranks) == 3, 30)
+        stop.touch()
+        await job.printed("DISCONNECTED")
+        assert await launcher.server.wait(lambda: len(launcher.server.ranks) == 2, 30)
+        states = job.states()
+        for to in ("tcp", "vader"):
+            with pytest.raises(ExecutionFailed) as caught:
+                await job.switch(to)
+            assert caught.value.slug is Slug.STEP_REFUSED
+            assert "until MPI_Finalize" in caught.value.what
+            assert job.states() == states
+        end.touch()
+        assert "OK" in await job.succeed()
+
+
 async def test_unknown_btl_and_incomplete_job(launcher: Launcher, program: Program) -> None:
     stop = launcher.directory / "stop"
     async with launcher.start(program("steady"), stop, ranks=2) as job:

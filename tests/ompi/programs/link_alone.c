@@ -54,7 +54,7 @@ static void rank_serve(void) {
         kw_header_set(&reply->header, KW_REPLY, message.size, incoming->command.header.sequence);
         kw_link_set_state(KW_ATTACHED, incoming->command.epoch);
         kw_link_reply(incoming->connection, &message);
-        free(incoming);
+        kw_link_finish(incoming);
     }
 }
 

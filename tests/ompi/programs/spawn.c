@@ -1,11 +1,26 @@
 /* A job that spawns another one and talks to it until told to stop.
  *
- * usage: spawn STOPFILE
- * Prints "CONNECTED" once messages pass, and "OK" at the end.
+ * usage: spawn STOPFILE [ENDFILE]
+ * Prints "CONNECTED" once messages pass, "DISCONNECTED" when the jobs have parted, and "OK" at the
+ * end. With ENDFILE, the spawning job then communicates by itself until that exists.
  */
 #include "verified.h"
 
 #include <unistd.h>
+
+static void go_on_alone(const char *end_file, int rank) {
+    int go = 1, ranks, sum;
+
+    MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+    while (go) {
+        MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+        if (sum != ranks * (ranks - 1) / 2) {
+            die("sum", rank, rank, 0, 0);
+        }
+        go = access(end_file, F_OK) != 0;
+        MPI_Bcast(&go, 1, MPI_INT, 0, MPI_COMM_WORLD);
+    }
+}
 
 int main(int argc, char **argv) {
     int rank, go = 1, value = 0, said = 0;
@@ -43,6 +58,13 @@ int main(int argc, char **argv) {
         }
     }
     MPI_Comm_disconnect(&other);
+    if (rank == 0 && parent == MPI_COMM_NULL) {
+        printf("DISCONNECTED\n");
+        fflush(stdout);
+    }
+    if (parent == MPI_COMM_NULL && argc > 2) {
+        go_on_alone(argv[2], rank);
+    }
     if (rank == 0 && parent == MPI_COMM_NULL) {
         printf("OK\n");
     }

@@ -1,0 +1,59 @@
+"""What the benchmarks of the rank shim share: programs, environments, spreads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+from argparse import Namespace
+from pathlib import Path
+
+from kawarimi_ompi.build import OpenMpi, build
+from kawarimi_ompi.launcher import Choice, environment
+
+_COMPILE_DEADLINE_S = 120
+_PROGRAMS = Path(__file__).parent / "programs"
+
+
+def compiled(open_mpi: OpenMpi, program: str, directory: Path) -> Path:
+    """Compile one of the benchmarks' programs; returns the binary."""
+    assert open_mpi.mpicc is not None
+    binary = directory / program
+    subprocess.run(
+        [open_mpi.mpicc, "-O2", "-o", binary, _PROGRAMS / f"{program}.c"],
+        check=True,
+        timeout=_COMPILE_DEADLINE_S,
+    )
+    return binary
+
+
+def variables(
+    command: list[str], open_mpi: OpenMpi, choice: Choice, more: dict[str, str]
+) -> dict[str, str]:
+    """Make the environment of a switchable job on this machine, however few its processors are."""
+    given = {
+        **os.environ,
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        **more,
+    }
+    return environment(command, given, open_mpi, build(open_mpi), choice)
+
+
+def provenance(open_mpi: OpenMpi, options: Namespace) -> dict[str, object]:
+    """Say what a series was measured with."""
+    return {
+        "open_mpi": open_mpi.version,
+        "kernel": platform.release(),
+        "processors": os.cpu_count(),
+        "load": os.getloadavg(),
+        "options": vars(options),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, quartiles and extremes of at least two samples."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"min": min(values), "q1": low, "median": middle, "q3": high, "max": max(values)}
