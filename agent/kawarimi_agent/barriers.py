@@ -34,6 +34,17 @@ UNDO_DEADLINE_S = 5.0
 UNDO_LIFETIME_S = 3600.0
 """How long the way back stays valid in a rank that does not come to its safe point."""
 
+_REFUSALS = {
+    Outcome.NO_DEVICE: (
+        Slug.FABRIC_ABSENT, "plug the device, or wait until its port is active",
+    ),
+    Outcome.NO_ROOM: (
+        Slug.NO_ROOM,
+        "let the program receive more of what is sent to it, or start it with a larger "
+        "KAWARIMI_UCP_KEPT_BYTES",
+    ),
+}  # fmt: skip
+
 Ranks = Sequence[SwitchableRank]
 
 
@@ -201,13 +212,14 @@ class Operation:
             )
         if refused:
             name, reply = next(iter(refused.items()))
+            slug, hint = _REFUSALS.get(reply.outcome, (Slug.STEP_REFUSED, ""))
             absent = reply.outcome is Outcome.NO_DEVICE
             raise ExecutionFailed(
-                Slug.FABRIC_ABSENT if absent else Slug.STEP_REFUSED,
+                slug,
                 f"{name}, step {step}: {reply.text or reply.outcome.name.lower()}",
-                hint="plug the device, or wait until its port is active" if absent else "",
+                hint=hint,
                 scope=Scope.DEVICE if absent else Scope.JOB,
-                facts={**facts, "outcome": reply.outcome.name.lower()},
+                facts={**facts, "outcome": reply.outcome.name.lower(), "kept": reply.kept},
             )
         if deferred:
             name, reason = next(iter(deferred.items()))
@@ -256,6 +268,7 @@ class Operation:
                     "received": reply.received,
                     "outstanding": reply.outstanding,
                     "pending": reply.pending,
+                    "kept": reply.kept,
                 }
                 for rank, reply in zip(self._ranks, replies, strict=False)
             },

@@ -3,14 +3,20 @@
 The steps, their order and how each has to be run come from the ranks' hello; every step is a
 barrier by that name (`kawarimi_agent.barriers`): the next one is not begun before every rank has
 answered. There is one way back, ABORT, and one step after which it no longer leads back: the one
-marked COMMIT. When some ranks have passed that and others have not, the only way is forward: the
-others are asked again.
+marked COMMIT. When a rank has passed that, the only way is forward:
+
+- where the commit is the last step, the ranks that have not done it are asked again;
+- where steps follow it, its ranks have nothing to talk over in between (state CROSSING). They meet on
+  the fallback, which every rank can open: by the steps of leaving the fabric, from the commit on.
+
+Such steps do no harm when they are repeated, from the first one on, in whatever state a broken-off
+operation left each rank.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from kawarimi_agent.barriers import Operation, Ranks
 from kawarimi_agent.report import RankFigures, SwitchReport
@@ -23,6 +29,9 @@ from kawarimi_wire.errors import (
     Slug,
     UsageError,
 )
+
+FORWARD_DEADLINE_S = 10.0
+"""How long to wait at least for the way to the fallback, beyond the operation's own deadline."""
 
 
 class Switch(Operation):
@@ -60,6 +69,7 @@ class Switch(Operation):
         self.to = to
         self._steps = hello.take if to == hello.fabric else hello.leave
         self._goal = State.ATTACHED if to == hello.fabric else State.DETACHED
+        self._before = hello.fallback if to == hello.fabric else hello.fabric
         self._committing = False
         self._on_step = on_step
 
@@ -75,21 +85,32 @@ class Switch(Operation):
         if all(rank.state is self._goal for rank in self._ranks):
             return self._report(changed=bool(self._records))
         try:
-            for step in self._steps:
-                if self._on_step:
-                    await self._on_step(step)
-                self._committing = step.has(StepFlag.COMMIT)
-                await self._step(step)
+            await self._run(self._steps)
         except KawarimiError as error:
-            if self._committing and any(rank.state is self._goal for rank in self._ranks):
-                raise await self._forward(error) from error
-            raise await self._back(error) from error
+            if not self._committing or not await self._has_passed():
+                raise await self._back(error) from error
+            if await self._forward(error):
+                return self._report(changed=True)
+            error.untouched = f"the job runs on {self._before}, as before"
+            raise
         return self._report(changed=True)
+
+    async def _run(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            if self._on_step:
+                await self._on_step(step)
+            self._committing = self._committing or step.has(StepFlag.COMMIT)
+            await self._step(step)
+
+    async def _has_passed(self) -> bool:
+        """Whether a rank has passed the commit. One that did not answer is asked first."""
+        await self._ask_all(Code.STATUS)
+        return any(rank.state in (self._goal, State.CROSSING) for rank in self._ranks)
 
     async def _converge(self) -> None:
         """Bring ranks that an earlier, broken-off operation left apart to one state."""
         states = {rank.state for rank in self._ranks}
-        if states in ({State.ATTACHED}, {State.DETACHED}):
+        if states in ({State.ATTACHED}, {State.DETACHED}) or State.CROSSING in states:
             return
         hello = self._ranks[0].hello
         for steps, before, after in (
@@ -97,7 +118,7 @@ class Switch(Operation):
             (hello.take, State.CONNECTED, State.ATTACHED),
         ):
             if states == {before, after}:
-                commit = next(step for step in steps if step.has(StepFlag.COMMIT))
+                commit = _from_commit(steps)[0]
                 await self._barrier(f"converge by {commit.name}", self._command(commit.code))
                 return
         await self._barrier("converge by abort", self._command(Code.ABORT))
@@ -107,8 +128,7 @@ class Switch(Operation):
         started = time.monotonic()
         unanswered = await self._ask_all(Code.ABORT)
         self._record("abort", started, [], waves=1)
-        hello = self._ranks[0].hello
-        on = hello.fabric if self._goal is State.DETACHED else hello.fallback
+        on = self._before
         if not unanswered:
             error.untouched = f"the job runs on {on}, as before"
             return error
@@ -122,16 +142,36 @@ class Switch(Operation):
             facts={**error.facts, "unanswered": unanswered},
         )
 
-    async def _forward(self, error: KawarimiError) -> KawarimiError:
-        """Bring the rest over the commit; the error to raise, if that fails too."""
-        commit = next(step for step in self._steps if step.has(StepFlag.COMMIT))
-        started = time.monotonic()
-        unanswered = await self._ask_all(commit.code)
-        self._record(f"{commit.name} again", started, [], waves=1)
+    async def _forward(self, error: KawarimiError) -> bool:
+        """Bring every rank to the end, or to the fallback; whether that is where it was to go.
+
+        :raise NeedsCleanup: that fails too.
+        """
+        rest = _from_commit(self._steps)
+        if len(rest) == 1:
+            started = time.monotonic()
+            unanswered = await self._ask_all(rest[0].code)
+            self._record(f"{rest[0].name} again", started, [], waves=1)
+            raise self._unfinished(
+                error, "every rank can reach every other on the fallback", unanswered
+            )
+        self._ends = time.monotonic() + max(self._deadline_s, FORWARD_DEADLINE_S)
+        try:
+            for step in _from_commit(self._ranks[0].hello.leave):
+                await self._step(step)
+        except KawarimiError as second:
+            states = {rank.name: rank.state.name.lower() for rank in self._ranks}
+            raise self._unfinished(
+                second, "messages wait until the job has a transport again", states
+            ) from error
+        return self._goal is State.DETACHED
+
+    def _unfinished(self, error: KawarimiError, untouched: str, unanswered: object) -> NeedsCleanup:
+        commit = _from_commit(self._steps)[0]
         return NeedsCleanup(
             Slug.SWITCH_UNFINISHED,
-            f"step {commit.name} is done in some ranks and not in others: {error.what}",
-            untouched="the job runs; every rank can reach every other on the fallback",
+            f"step {commit.name} is done in some ranks and the switch is not: {error.what}",
+            untouched=f"the job runs; {untouched}",
             hint=f"run 'kawarimi switch {self.job} --to {self.to}' again",
             scope=Scope.JOB,
             facts={**error.facts, "unanswered": unanswered},
@@ -154,3 +194,8 @@ class Switch(Operation):
                 for vpid, reply in sorted(self._replies.items())
             ),
         )
+
+
+def _from_commit(steps: Sequence[Step]) -> Sequence[Step]:
+    first = next(number for number, step in enumerate(steps) if step.has(StepFlag.COMMIT))
+    return steps[first:]

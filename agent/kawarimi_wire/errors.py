@@ -135,6 +135,7 @@ class Slug(enum.StrEnum):
     RANK_NOT_REACHED = "rank-not-reached"
     RANK_GONE = "rank-gone"
     DRAIN_TIMEOUT = "drain-timeout"
+    NO_ROOM = "no-room-for-messages"
     DEFERRED_BY_PROGRAM = "deferred-by-program"
     HOLD_LOST = "hold-lost"
     FABRIC_ABSENT = "fabric-absent"

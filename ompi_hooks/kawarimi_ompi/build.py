@@ -1,8 +1,9 @@
-"""Finding an Open MPI, and building the native component for it.
+"""Finding an Open MPI, and building the native shims.
 
-The component has to be compiled against the very Open MPI that will load it. It goes into a
-directory of its own under the cache, named by what it was built from, so that several Open MPIs
-live side by side and nothing is ever built twice.
+The component of the kind `btl` has to be compiled against the very Open MPI that will load it. The
+library of the kind `ucp` knows nothing of Open MPI, and is one for every UCX from 1.13 on. Each goes
+into a directory of its own under the cache, named by what it was built from, so that several live
+side by side and nothing is ever built twice.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +24,10 @@ from kawarimi_wire.errors import ExecutionFailed, PreflightRefused, Slug, UsageE
 
 COMPONENT = "mca_hook_kawarimi.so"
 HELP_FILE = "help-hook-kawarimi.txt"
+UCP_LIBRARY = "libkawarimi_ucp.so"
+UCP_COMMON = ("executor", "hold", "link", "poke", "program", "protocol", "stall", "steps")
+"""What the kind `ucp` shares with the kind `btl`; the rest of it lies in native/ucp."""
+
 KNOWN_VERSIONS = ("4.1.4",)
 """Open MPI releases whose private layout native/layout.h declares."""
 
@@ -45,6 +51,7 @@ LINKER_FLAGS = (
     "-Wl,-z,defs",
 )
 LIBRARIES = ("-lopen-pal", "-lpthread", "-ldl")
+UCP_LIBRARIES = ("-lpthread", "-ldl")
 
 _COMPILE_DEADLINE_S = 120
 
@@ -84,8 +91,10 @@ def native_sources() -> Path:
     return Path(str(resources.files(__package__) / "native"))
 
 
-def _run(command: Sequence[str | Path], what: str) -> str:
+def _run(command: Sequence[str | Path], what: str, hint: str = "") -> str:
     """Run a program and return what it printed.
+
+    :param hint: for whoever sees it fail.
 
     :raise ExecutionFailed: it failed; the facts hold its output.
     """
@@ -102,7 +111,7 @@ def _run(command: Sequence[str | Path], what: str) -> str:
             Slug.BUILD_FAILED,
             f"{what} failed",
             untouched="components that were built before",
-            hint="the headers of Open MPI, libibverbs and librdmacm are needed",
+            hint=hint,
             facts={"command": " ".join(map(str, command)), "output": error.stderr.strip()},
         ) from error
     except subprocess.TimeoutExpired as error:
@@ -166,18 +175,25 @@ def find_runtime(mpirun: str = "mpirun") -> OpenMpi:
     return _look_at(mpirun, "--version", "install Open MPI, or name its launcher with --mpirun")[1]
 
 
-def _key(open_mpi: OpenMpi, flags: Sequence[str]) -> str:
+def _key(directories: Sequence[Path], words: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for source in sorted(native_sources().iterdir()):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    words = [open_mpi.component_path, open_mpi.version, *COMPILER_FLAGS, *LINKER_FLAGS]
-    digest.update("\0".join([*words, *LIBRARIES, *flags]).encode())
+    for directory in directories:
+        for source in sorted(path for path in directory.iterdir() if path.is_file()):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    digest.update("\0".join([*words, *COMPILER_FLAGS, *LINKER_FLAGS]).encode())
     return digest.hexdigest()[:16]
 
 
 def component_directory(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
     """Where the component for this Open MPI belongs, built or not."""
-    return cache_directory() / "hooks" / f"{open_mpi.version}-{_key(open_mpi, flags)}"
+    words = [open_mpi.component_path, open_mpi.version, *LIBRARIES, *flags]
+    return cache_directory() / "hooks" / f"{open_mpi.version}-{_key([native_sources()], words)}"
+
+
+def ucp_directory(flags: Sequence[str] = ()) -> Path:
+    """Where the library of the kind `ucp` belongs, built or not."""
+    sources = [native_sources(), native_sources() / "ucp"]
+    return cache_directory() / "hooks" / f"ucp-{_key(sources, flags)}"
 
 
 def build(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
@@ -199,22 +215,56 @@ def build(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
     if (directory / COMPONENT).exists():
         return directory
     assert open_mpi.mpicc is not None
-    partial = directory.with_name(f"{directory.name}.{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with _made_at_once(directory) as partial:
         sources = sorted(native_sources().glob("*.c"))
         command: list[str | Path] = [open_mpi.mpicc, *COMPILER_FLAGS, *flags, *LINKER_FLAGS]
         _run(
             [*command, "-o", partial / COMPONENT, *sources, *LIBRARIES],
             "compiling the component",
+            "the headers of Open MPI, libibverbs and librdmacm are needed",
         )
         shutil.copy(native_sources() / HELP_FILE, partial)
+    return directory
+
+
+def build_ucp(compiler: str = "cc", flags: Sequence[str] = ()) -> Path:
+    """Build the library of the kind `ucp` unless it is there, and return its path.
+
+    :param flags: further words for the compiler; they make another library.
+    :raise ExecutionFailed: the compiler failed; nothing was left behind.
+    """
+    directory = ucp_directory(flags)
+    if (directory / UCP_LIBRARY).exists():
+        return directory / UCP_LIBRARY
+    native = native_sources()
+    with _made_at_once(directory) as partial:
+        common = [native / f"{name}.c" for name in UCP_COMMON]
+        # Not -I: one of our headers is named like one of the C library's.
+        include = ["-iquote", native, "-iquote", native / "ucp"]
+        command: list[str | Path] = [compiler, *COMPILER_FLAGS, *flags, *include, *LINKER_FLAGS]
+        _run(
+            [
+                *(*command, "-o", partial / UCP_LIBRARY),
+                *(*sorted((native / "ucp").glob("*.c")), *common, *UCP_LIBRARIES),
+            ],
+            "compiling the library",
+            "the headers of UCX are needed",
+        )
+    return directory / UCP_LIBRARY
+
+
+@contextmanager
+def _made_at_once(directory: Path) -> Iterator[Path]:
+    """Give a directory to fill, and move it to where it belongs; nothing is left of a failure."""
+    partial = directory.with_name(f"{directory.name}.{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         # Two builders make the same content; whoever comes second finds it done.
         if not directory.exists():
             partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return directory
 
 
 def info(open_mpi: OpenMpi, directory: Path | None = None) -> Info:

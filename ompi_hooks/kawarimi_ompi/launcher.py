@@ -44,6 +44,15 @@ def parameters_on_line(command: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def parameters(command: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Read the MCA parameters that the user set; those on the line win."""
+    return {
+        name.removeprefix(_PREFIX): value
+        for name, value in variables.items()
+        if name.startswith(_PREFIX)
+    } | parameters_on_line(command)
+
+
 def _selects(selection: str, name: str) -> bool:
     """Whether an MCA selection list such as `a,b` or `^a,b` lets a component in."""
     listed = name in selection.lstrip("^").split(",")
@@ -129,11 +138,7 @@ def environment(
             f"fabric and fallback are both {choice.fabric!r}",
             untouched="nothing was started",
         )
-    given = {
-        name.removeprefix(_PREFIX): value
-        for name, value in variables.items()
-        if name.startswith(_PREFIX)
-    } | parameters_on_line(command)
+    given = parameters(command, variables)
     _check(given, choice)
     result = dict(variables)
     for name, value in _wanted(choice).items():

@@ -57,6 +57,8 @@ class State(enum.IntEnum):
     DETACHED = _C.KW_DETACHED
     OPENED = _C.KW_OPENED
     CONNECTED = _C.KW_CONNECTED
+    HELD = _C.KW_HELD
+    CROSSING = _C.KW_CROSSING
 
 
 class Outcome(enum.IntEnum):
@@ -73,6 +75,7 @@ class Outcome(enum.IntEnum):
     UNKNOWN = _C.KW_UNKNOWN
     FAILED = _C.KW_FAILED
     DEFERRED = _C.KW_DEFERRED
+    NO_ROOM = _C.KW_NO_ROOM
 
 
 class StepFlag(enum.IntFlag):
@@ -189,6 +192,7 @@ class Reply(msgspec.Struct, frozen=True):
     received: int
     outstanding: int
     pending: int
+    kept: int
     duration_ns: int
     held_ns: int
     stall_total_ns: int

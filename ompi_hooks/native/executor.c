@@ -1,15 +1,10 @@
 #include "executor.h"
 
-#include "ompi_config.h"
-
 #include <sched.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 
-#include "counters.h"
 #include "hold.h"
+#include "kind.h"
 #include "link.h"
-#include "opal/runtime/opal_progress.h"
 #include "poke.h"
 #include "program.h"
 #include "stall.h"
@@ -21,16 +16,14 @@ enum { COMMANDS = 1, TENDING = 2, TELLING = 4 };
  * else than read this.
  * COMMANDS: set by the link's thread after it queued a command, cleared by the rank's thread before
  * it empties the queue, so that no command is overlooked.
- * TENDING: set by the rank's thread when kw_steps_need_tending() has become true, for good.
+ * TENDING: set by the rank's thread while kw_kind_needs_tending().
  * TELLING: set and cleared by the rank's thread: a switch is complete, and the program, which a poke
  * had interrupted, has not been told. */
-static atomic_uint attention;
+atomic_uint kw_executor_needed;
 
-/* Of the rank's thread: our code is on its stack. Open MPI's progress function may be called from
- * there again, by HOLD and by the BTLs that we close and open. */
+/* Of the rank's thread: our code is on its stack. The progress function may be called from there
+ * again, by HOLD and by the transports that we close and open. */
 static bool inside;
-
-static bool registered;
 
 /* Of the rank's thread: the command whose next part is due, or NULL. */
 static struct kw_incoming *under_way;
@@ -38,7 +31,7 @@ static struct kw_incoming *under_way;
 /* Run what is queued, until a command is not finished: then the program, or what is received, comes
  * first, and the next visit goes on with it. */
 static void commands_run(void) {
-    atomic_fetch_and(&attention, ~(unsigned)COMMANDS);
+    atomic_fetch_and(&kw_executor_needed, ~(unsigned)COMMANDS);
     while (under_way != NULL || (under_way = kw_link_take()) != NULL) {
         if (!kw_steps_execute(under_way)) {
             kw_executor_attention();
@@ -55,67 +48,52 @@ static void program_tell(void) {
         kw_program_tell();
     }
     if (kw_program_untold()) {
-        atomic_fetch_or(&attention, TELLING);
+        atomic_fetch_or(&kw_executor_needed, TELLING);
     } else {
-        atomic_fetch_and(&attention, ~(unsigned)TELLING);
+        atomic_fetch_and(&kw_executor_needed, ~(unsigned)TELLING);
     }
 }
 
-/* The safe point: nothing of a BTL and nothing of ours is on the stack, and no other thread is in
- * Open MPI. */
-static int serve(unsigned why) {
-    if (inside || kw_depth > 0 ||
-        ((why & (COMMANDS | TELLING)) == 0 && !kw_steps_wants_tending())) {
-        return 0;
+bool kw_executor_serve(void) {
+    unsigned why = atomic_load(&kw_executor_needed);
+
+    if (inside || !kw_kind_is_safe() ||
+        ((why & (COMMANDS | TELLING)) == 0 && !kw_kind_wants_tending())) {
+        return false;
     }
     inside = true;
     kw_stall_begin();
     if ((why & COMMANDS) != 0) {
         commands_run();
     } else {
-        kw_steps_tend();
+        kw_kind_tend();
     }
     while (kw_hold_lasts()) {
-        opal_progress();
-        if ((atomic_load(&attention) & COMMANDS) != 0) {
+        kw_kind_progress();
+        if ((atomic_load(&kw_executor_needed) & COMMANDS) != 0) {
             commands_run();
-        } else if (kw_steps_wants_tending()) {
-            kw_steps_tend();
+        } else if (kw_kind_wants_tending()) {
+            kw_kind_tend();
         } else {
             sched_yield();
         }
     }
-    if (kw_steps_need_tending()) {
-        atomic_fetch_or(&attention, TENDING);
+    if (kw_kind_needs_tending()) {
+        atomic_fetch_or(&kw_executor_needed, TENDING);
+    } else {
+        atomic_fetch_and(&kw_executor_needed, ~(unsigned)TENDING);
     }
     kw_stall_end();
     program_tell();
     inside = false;
-    return 1;
-}
-
-static int progress(void) {
-    unsigned why = atomic_load_explicit(&attention, memory_order_relaxed);
-
-    return OPAL_LIKELY(why == 0) ? 0 : serve(why);
+    return true;
 }
 
 void kw_executor_attention(void) {
-    atomic_fetch_or(&attention, COMMANDS);
-}
-
-int kw_executor_start(void) {
-    int rc = opal_progress_register_lp(progress);
-
-    registered = rc == OPAL_SUCCESS;
-    return rc;
+    atomic_fetch_or(&kw_executor_needed, COMMANDS);
 }
 
 void kw_executor_stop(void) {
-    if (registered) {
-        registered = false;
-        opal_progress_unregister(progress);
-    }
     if (under_way != NULL) {
         kw_link_finish(under_way);
         under_way = NULL;

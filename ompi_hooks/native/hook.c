@@ -26,6 +26,7 @@
 #include "ompi/proc/proc.h"
 #include "ompi/runtime/mpiruntime.h"
 #include "opal/mca/btl/base/base.h"
+#include "opal/runtime/opal_progress.h"
 #include "opal/util/proc.h"
 #include "opal/util/show_help.h"
 #include "peers.h"
@@ -44,6 +45,7 @@ static const char *unusable;
 static mca_base_framework_open_fn_t original_bml_open;
 static mca_bml_base_component_init_fn_t original_r2_init;
 static bool finalizing;
+static bool progressing; /* our progress function is registered */
 
 /* Do messages on this module go beyond the machine's memory? */
 static bool leaves_machine(const mca_btl_base_module_t *module) {
@@ -148,7 +150,17 @@ static int component_open(void) {
     return OMPI_SUCCESS;
 }
 
+/* Open MPI's low priority progress function. */
+static int progress(void) {
+    return OPAL_UNLIKELY(atomic_load_explicit(&kw_executor_needed, memory_order_relaxed) != 0) &&
+           kw_executor_serve();
+}
+
 static void stop(void) {
+    if (progressing) {
+        progressing = false;
+        opal_progress_unregister(progress);
+    }
     kw_executor_stop();
     kw_link_stop();
     kw_poke_stop();
@@ -260,9 +272,10 @@ static void dial_agent(void) {
     if (ompi_mpi_thread_provided <= MPI_THREAD_FUNNELED) {
         kw_poke_start();
     }
-    if (kw_executor_start() != OPAL_SUCCESS ||
+    progressing = opal_progress_register_lp(progress) == OPAL_SUCCESS;
+    if (!progressing ||
         kw_link_start(parameter_agent, &hello, kw_executor_attention, kw_poke) != 0) {
-        kw_executor_stop();
+        stop();
         help_show("no-link", parameter_agent);
     }
 }

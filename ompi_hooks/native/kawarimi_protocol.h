@@ -16,7 +16,7 @@
 
 enum kw_protocol {
     KW_MAGIC = 0x4b57524d,
-    KW_VERSION = 2,
+    KW_VERSION = 3,
     KW_MAX_MESSAGE = 65536, /* bytes, the header included */
     KW_MAX_STEPS = 8,       /* per direction */
     KW_NAME = 32,           /* bytes of a name, the terminating zero included */
@@ -41,7 +41,17 @@ enum kw_code {
     KW_MODEX = 105,
     KW_ADD = 106,
     KW_ENABLE = 107,
-    KW_QUIESCE = 108 /* of parked ranks: let what is under way arrive, on every BTL */
+    KW_QUIESCE = 108, /* of parked ranks: let what is under way arrive, on every BTL */
+    KW_UCP_HOLD = 200,
+    KW_UCP_DRAIN = 201,
+    KW_UCP_DISCONNECT = 202,
+    KW_UCP_CLOSE = 203,
+    KW_UCP_INIT_FALLBACK = 204,
+    KW_UCP_INIT_FABRIC = 205,
+    KW_UCP_MODEX = 206,
+    KW_UCP_RESTORE = 207,
+    KW_UCP_ENABLE = 208,
+    KW_UCP_HOLD_FOR_FABRIC = 209 /* HOLD, if there is a fabric to go to */
 };
 
 /* Where a rank stands. */
@@ -51,7 +61,11 @@ enum kw_state {
     KW_DRAINING = 3,  /* the fallback does; the fabric is open and finishes what is under way */
     KW_DETACHED = 4,  /* the fabric's component is closed and unloaded */
     KW_OPENED = 5,    /* the fabric is open with new addresses, and knows no peer */
-    KW_CONNECTED = 6  /* it knows every peer, and carries nothing yet */
+    KW_CONNECTED = 6, /* it knows every peer, and carries nothing yet */
+    /* Of kinds that have one transport at a time: */
+    KW_HELD = 7,    /* what the program sends and receives waits; the transport is as before */
+    KW_CROSSING = 8 /* there is no transport, or one that is not in use yet: ABORT does not lead out,
+                     * but the steps to the fallback do, from the first one on */
 };
 
 enum kw_outcome {
@@ -65,7 +79,8 @@ enum kw_outcome {
     KW_BAD_MESSAGE = 7, /* malformed, oversized or of another version; nothing changed */
     KW_UNKNOWN = 8,     /* no such command; nothing changed */
     KW_FAILED = 9,      /* Open MPI refused; text says what, state says where the rank stands */
-    KW_DEFERRED = 10    /* the program asked not to be disturbed now; text says why; nothing changed */
+    KW_DEFERRED = 10,   /* the program asked not to be disturbed now; text says why; nothing changed */
+    KW_NO_ROOM = 11     /* more has arrived that nobody receives than the shim may keep; as BUSY */
 };
 
 /* How the coordinator has to run a step. */
@@ -73,7 +88,8 @@ enum kw_step_flags {
     KW_STEP_WAVES = 1,   /* repeat until two equal waves balance and nothing is outstanding */
     KW_STEP_GATHER = 2,  /* replies carry blobs */
     KW_STEP_SCATTER = 4, /* the command carries every rank's blobs of the last gather */
-    KW_STEP_COMMIT = 8   /* after it, ABORT no longer leads back to where the operation began */
+    KW_STEP_COMMIT = 8   /* after it, ABORT no longer leads back to where the operation began; the
+                          * steps that follow it lead on, and may be repeated from it on */
 };
 
 enum kw_command_flags { KW_POKE = 1 /* wake a rank that computes outside MPI, by a signal */ };
@@ -152,6 +168,7 @@ struct kw_reply {
     uint64_t received;         /* likewise */
     uint64_t outstanding;      /* sends and RDMA operations that did not complete locally */
     uint64_t pending;          /* entries of ob1's queues that may still need it */
+    uint64_t kept;             /* bytes that have arrived and the shim keeps until they are received */
     uint64_t duration_ns;      /* of this command */
     uint64_t held_ns;          /* how long the rank has been parked without a break; 0: it is not */
     /* Time spent in the shim, in the rank's thread: in all, and the longest without a break. The

@@ -1,4 +1,4 @@
-#include "step.h"
+#include "btl_steps.h"
 
 #include "ompi_config.h"
 
@@ -153,6 +153,9 @@ enum kw_outcome kw_step_abort(const struct kw_incoming *incoming, struct kw_resu
         break;
     case KW_PREPARED:
         break;
+    case KW_HELD:
+    case KW_CROSSING:
+        return kw_not_in_this_state(result);
     }
     if (kw_r2_offer_fabric() != OMPI_SUCCESS) {
         result->text = "out of memory";

@@ -1,4 +1,4 @@
-/* A signal whose handler runs Open MPI's progress loop, under conditions that make this a place
+/* A signal whose handler runs MPI's progress loop, under conditions that make this a place
  * where the program could have called MPI itself:
  * - the thread is running, not in a system call: nothing gets EINTR that did not before;
  * - the interrupted instruction is not in the C library, the loader or another runtime library,
@@ -6,8 +6,6 @@
  * - no MPI frame is on the stack: MPI is not entered twice.
  * In doubt the handler returns, and the next poke finds the thread elsewhere. */
 #include "poke.h"
-
-#include "ompi_config.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -23,12 +21,12 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-#include "opal/runtime/opal_progress.h"
+#include "kind.h"
 
 enum {
     FRAMES_MAX = 64,
     RANGES_MAX = 1024,
-    PASSES = 64 /* low priority callbacks run every eighth time (opal_progress.c) */
+    PASSES = 64 /* Open MPI's low priority callbacks run every eighth time (opal_progress.c) */
 };
 #define POKE_SIGNAL (SIGRTMAX - 2)
 
@@ -54,14 +52,16 @@ static pthread_t rank_thread;
 static pid_t rank_tid;
 
 static enum kind kind_of_library(const char *path) {
-    static const char *const mpi[] = {"/libmpi", "/libopen-", "/mca_", "/libpmix", "/libmca_common"};
+    static const char *const mpi[] = {"/libmpi",  "/libopen-", "/mca_",
+                                      "/libpmix", "/libmca_common", "/libuc"};
     static const char *const runtime[] = {"/libc.so",       "/ld-linux", "/libpthread",
                                           "/libstdc++",     "/libgcc_s", "/libevent",
                                           "/libgfortran",   "/libgomp",  "linux-vdso",
                                           "/libpython"};
 
     /* The handler's own frames. Our code below MPI's shows by MPI's frames. */
-    if (strstr(path, "/mca_hook_kawarimi.so") != NULL) {
+    if (strstr(path, "/mca_hook_kawarimi.so") != NULL ||
+        strstr(path, "/libkawarimi_ucp.so") != NULL) {
         return USER_CODE;
     }
     for (size_t i = 0; i < sizeof mpi / sizeof mpi[0]; i++) {
@@ -136,7 +136,7 @@ static void handle(int signal, siginfo_t *info, void *context) {
     if (is_safe(context)) {
         interrupting = 1;
         for (int i = 0; i < PASSES; i++) {
-            opal_progress();
+            kw_kind_progress();
         }
         interrupting = 0;
     }

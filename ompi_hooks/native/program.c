@@ -1,14 +1,10 @@
 #include "program.h"
 
-#include "ompi_config.h"
-
 #include <stdio.h>
 #include <string.h>
 
 #include "kawarimi_program.h"
-#include "ompi/mca/bml/bml.h"
-#include "ompi/proc/proc.h"
-#include "opal/mca/btl/btl.h"
+#include "kind.h"
 #include "stall.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -68,47 +64,8 @@ EXPORT const char *kawarimi_program_refusal(void) {
     return refusal;
 }
 
-/* Add a BTL's name unless it is there; an endpoint may have several modules of one component. */
-static void transport_add(struct kawarimi_peer *peer, const char *name) {
-    for (uint32_t i = 0; i < peer->transports; i++) {
-        if (strcmp(peer->names[i], name) == 0) {
-            return;
-        }
-    }
-    if (peer->transports < KAWARIMI_TRANSPORTS) {
-        snprintf(peer->names[peer->transports++], KAWARIMI_NAME, "%.*s", KAWARIMI_NAME - 1, name);
-    }
-}
-
 EXPORT int kawarimi_program_peers(struct kawarimi_peer *peers, int capacity) {
-    size_t procs_len = 0;
-    /* retains none of them */
-    ompi_proc_t **procs = serving ? ompi_proc_get_allocated(&procs_len) : NULL;
-    int len = 0;
-
-    for (size_t p = 0; procs != NULL && p < procs_len; p++) {
-        const mca_bml_base_endpoint_t *bml =
-            procs[p]->proc_endpoints[OMPI_PROC_ENDPOINT_TAG_BML];
-        const opal_process_name_t name = procs[p]->super.proc_name;
-
-        if (bml == NULL || procs[p] == ompi_proc_local_proc ||
-            name.jobid != ompi_proc_local_proc->super.proc_name.jobid) {
-            continue;
-        }
-        if (len < capacity) {
-            struct kawarimi_peer *peer = &peers[len];
-
-            *peer = (struct kawarimi_peer){.rank = (int32_t)name.vpid};
-            for (size_t i = 0; i < bml->btl_send.arr_size; i++) {
-                const mca_btl_base_module_t *module = bml->btl_send.bml_btls[i].btl;
-
-                transport_add(peer, module->btl_component->btl_version.mca_component_name);
-            }
-        }
-        len++;
-    }
-    free(procs);
-    return len;
+    return serving ? kw_kind_peers(peers, capacity) : 0;
 }
 
 EXPORT void kawarimi_program_last_switch(struct kawarimi_switch *result) {

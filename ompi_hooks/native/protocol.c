@@ -11,7 +11,7 @@ _Static_assert(sizeof(struct kw_hello) ==
 _Static_assert(sizeof(struct kw_welcome) == 16 + 8 + KW_TEXT, "wire layout");
 _Static_assert(sizeof(struct kw_command) == 40, "wire layout");
 _Static_assert(sizeof(struct kw_blob) == 16 + KW_KEY, "wire layout");
-_Static_assert(sizeof(struct kw_reply) == 16 + 16 + 80 + 16 + KW_TEXT, "wire layout");
+_Static_assert(sizeof(struct kw_reply) == 16 + 16 + 88 + 16 + KW_TEXT, "wire layout");
 _Static_assert(sizeof(struct kw_component) == KW_NAME + 32, "wire layout");
 _Static_assert(sizeof(struct kw_peer) == 24, "wire layout");
 

@@ -9,6 +9,8 @@
 
 #include "counters.h"
 #include "fabric.h"
+#include "kawarimi_program.h"
+#include "kind.h"
 #include "ompi/mca/osc/osc.h"
 #include "ompi/proc/proc.h"
 #include "ompi/win/win.h"
@@ -124,4 +126,46 @@ const char *kw_status_windows_refusal(void) {
         }
     }
     return NULL;
+}
+
+/* Add a BTL's name unless it is there; an endpoint may have several modules of one component. */
+static void transport_add(struct kawarimi_peer *peer, const char *name) {
+    for (uint32_t i = 0; i < peer->transports; i++) {
+        if (strcmp(peer->names[i], name) == 0) {
+            return;
+        }
+    }
+    if (peer->transports < KAWARIMI_TRANSPORTS) {
+        snprintf(peer->names[peer->transports++], KAWARIMI_NAME, "%.*s", KAWARIMI_NAME - 1, name);
+    }
+}
+
+int kw_kind_peers(struct kawarimi_peer *peers, int capacity) {
+    size_t procs_len = 0;
+    ompi_proc_t **procs = ompi_proc_get_allocated(&procs_len); /* retains none of them */
+    int len = 0;
+
+    for (size_t p = 0; procs != NULL && p < procs_len; p++) {
+        const mca_bml_base_endpoint_t *bml =
+            procs[p]->proc_endpoints[OMPI_PROC_ENDPOINT_TAG_BML];
+        const opal_process_name_t name = procs[p]->super.proc_name;
+
+        if (bml == NULL || procs[p] == ompi_proc_local_proc ||
+            name.jobid != ompi_proc_local_proc->super.proc_name.jobid) {
+            continue;
+        }
+        if (len < capacity) {
+            struct kawarimi_peer *peer = &peers[len];
+
+            *peer = (struct kawarimi_peer){.rank = (int32_t)name.vpid};
+            for (size_t i = 0; i < bml->btl_send.arr_size; i++) {
+                const mca_btl_base_module_t *module = bml->btl_send.bml_btls[i].btl;
+
+                transport_add(peer, module->btl_component->btl_version.mca_component_name);
+            }
+        }
+        len++;
+    }
+    free(procs);
+    return len;
 }

@@ -1,4 +1,5 @@
-/* What each command does. All of it runs in the rank's thread, at a safe point. */
+/* Executes commands, whatever kind they belong to. All of it runs in the rank's thread, at a safe
+ * point. */
 #ifndef KAWARIMI_NATIVE_STEPS_H
 #define KAWARIMI_NATIVE_STEPS_H
 
@@ -16,17 +17,5 @@ void kw_steps_describe(struct kw_hello *hello);
 /* Execute one command, or the next part of it, and queue its reply when it is finished. Returns
  * whether it is. */
 bool kw_steps_execute(struct kw_incoming *incoming);
-
-/* Between commands: is there a message that began on one BTL, ends on another, and waits for us?
- * Cheap enough for every call of the progress function. */
-bool kw_steps_wants_tending(void);
-
-/* Do what such messages wait for. */
-void kw_steps_tend(void);
-
-/* Has the rank been led through a step that makes kw_steps_tend() necessary? Once true, always: a
- * rendezvous may wait unmatched for as long as the program likes, and is acknowledged only on the
- * BTL that it came on, or when somebody retries. */
-bool kw_steps_need_tending(void);
 
 #endif

@@ -1,4 +1,4 @@
-#include "step.h"
+#include "btl_steps.h"
 
 #include "ompi_config.h"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import PROGRAMS, Launcher, Site
 
-from kawarimi_ompi.build import OpenMpi, build, find_open_mpi
+from kawarimi_ompi.build import OpenMpi, build, build_ucp, find_open_mpi
 
 
 def run(*command: str) -> None:
@@ -42,7 +42,7 @@ def namespace() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def site(open_mpi: OpenMpi, namespace: str) -> Site:
-    return Site(open_mpi, build(open_mpi), namespace, "kwt0")
+    return Site(open_mpi, build(open_mpi), namespace, "kwt0", build_ucp())
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,9 @@ from kawarimi_agent.jobs import Jobs
 from kawarimi_agent.ranks import Rank, RankServer
 from kawarimi_agent.report import SwitchReport
 from kawarimi_ompi.build import OpenMpi
-from kawarimi_ompi.launcher import Choice, environment
+from kawarimi_ompi.launcher import Choice, environment, parameters
 from kawarimi_ompi.protocol import Blob, Command, Outcome, State, StepFlag
+from kawarimi_ompi.ucp import UcpChoice, launch
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -34,6 +35,7 @@ class Site(NamedTuple):
     component: Path
     namespace: str
     interface: str
+    library: Path
 
 
 class Job:
@@ -98,11 +100,13 @@ class Launcher:
         self.socket = directory / "ranks.sock"
         self.server = RankServer(self.socket)
         self.jobs = Jobs(self.server)
+        self.ucp_devices = ""
+        self.ucp_kept: int | None = None
         self._count = 0
 
-    def environment(
-        self, command: Sequence[str], fabric: str, fallback: str, more: dict[str, str]
-    ) -> dict[str, str]:
+    def command(
+        self, command: Sequence[str], kind: str, fabric: str, fallback: str, more: dict[str, str]
+    ) -> tuple[list[str], dict[str, str]]:
         given = {
             **{k: v for k, v in os.environ.items() if not k.startswith("OMPI_")},
             "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -112,8 +116,13 @@ class Launcher:
             "OMPI_MCA_hwloc_base_binding_policy": "none",
             **more,
         }
-        choice = Choice(fabric, fallback, self.socket, self.site.interface)
-        return environment(command, given, self.site.open_mpi, self.site.component, choice)
+        site = self.site
+        if kind == "ucp":
+            # Nothing but the sides' own transports, so that every message crosses.
+            ucp = UcpChoice(fabric, fallback, "", self.socket, self.ucp_devices, self.ucp_kept)
+            return launch(command, given, parameters(command, given), site.library, ucp)
+        choice = Choice(fabric, fallback, self.socket, site.interface)
+        return list(command), environment(command, given, site.open_mpi, site.component, choice)
 
     @asynccontextmanager
     async def start(
@@ -121,19 +130,22 @@ class Launcher:
         program: Path,
         *arguments: object,
         ranks: int,
+        kind: str = "btl",
         fabric: str = "tcp",
-        fallback: str = "vader",
+        fallback: str = "",
         hello: bool = True,
         **more: str,
     ) -> AsyncIterator[Job]:
         """Start a job; kill it if the test leaves it running."""
-        command = ["mpirun", "-n", str(ranks), str(program), *map(str, arguments)]
+        fallback = fallback or {"btl": "vader", "ucp": "sm"}[kind]
+        line = ["mpirun", "-n", str(ranks), str(program), *map(str, arguments)]
+        command, variables = self.command(line, kind, fabric, fallback, more)
         self._count += 1
         output = self.directory / f"job{self._count}.txt"
         with output.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
                 *("nice", "-n", "10", "ip", "netns", "exec", self.site.namespace, *command),
-                env=self.environment(command, fabric, fallback, more),
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,156 @@
+/* The kind `ucp`: what it can be told, and how it is tended. */
+#include <stdio.h>
+
+#include "hold.h"
+#include "kawarimi_program.h"
+#include "kind.h"
+#include "receives.h"
+#include "shim.h"
+#include "swap.h"
+
+const char kw_kind_name[] = "ucp";
+
+/* The rank was held by HOLD, and not by a switch. */
+static bool quiet;
+
+/* One component, which carries everything, and every rank of the job as a peer. */
+static enum kw_outcome status(const struct kw_incoming *incoming, struct kw_result *result) {
+    struct kw_component component = {
+        .sent = kw_worker.sent,
+        .received = kw_worker.received,
+        .outstanding = kw_worker.sending + kw_worker.fetching,
+        .counted = 1,
+        .modules = kw_worker.real != NULL,
+    };
+    struct kw_reply *reply;
+    uint32_t told = 0;
+
+    (void)incoming;
+    snprintf(component.name, sizeof component.name, "%s", kw_swap_transport());
+    if (!kw_message_append(result->message, &component, sizeof component)) {
+        result->text = "out of memory";
+        return KW_FAILED;
+    }
+    for (uint32_t i = 0; i < kw_shim_ranks(); i++) {
+        const struct kw_peer peer = {
+            .jobid = kw_shim_jobid(), .vpid = i, .eager = 1, .send = 1, .rdma = 1};
+
+        if (i != kw_shim_vpid() && kw_message_append(result->message, &peer, sizeof peer)) {
+            told++;
+        }
+    }
+    reply = (struct kw_reply *)(void *)result->message->bytes;
+    reply->components = 1;
+    reply->peers = told;
+    reply->peers_total = kw_shim_ranks() - 1;
+    return KW_OK;
+}
+
+static enum kw_outcome park(const struct kw_incoming *incoming, struct kw_result *result) {
+    result->text = kw_shim_program_refusal();
+    if (result->text != NULL) {
+        return KW_REFUSED;
+    }
+    kw_hold_begin(incoming->received_ns + incoming->command.deadline_ms * 1000000ull);
+    return KW_OK;
+}
+
+/* A parked rank sends nothing; but what has arrived for nobody counts only once it is kept. */
+static enum kw_outcome quiesce(const struct kw_incoming *incoming, struct kw_result *result) {
+    (void)incoming;
+    if (!kw_hold_lasts()) {
+        return kw_refused(result, "the rank is not parked");
+    }
+    if (!kw_swap_quiesce()) {
+        return kw_not_in_this_state(result);
+    }
+    quiet = true;
+    return kw_swap_drain(incoming, result);
+}
+
+static enum kw_outcome resume(const struct kw_incoming *incoming, struct kw_result *result) {
+    (void)incoming;
+    (void)result;
+    kw_hold_end();
+    kw_kind_tend();
+    return KW_OK;
+}
+
+const struct kw_entry kw_kind_entries[] = {
+    {KW_STATUS, KW_NEITHER, 0, false, "status", status},
+    {KW_RESUME, KW_NEITHER, 0, false, "resume", resume},
+    {KW_ABORT, KW_NEITHER, 0, false, "abort", kw_swap_abort},
+    {KW_UCP_HOLD, KW_LEAVE, 0, true, "hold", kw_swap_hold},
+    {KW_UCP_DRAIN, KW_LEAVE, KW_STEP_WAVES, false, "drain", kw_swap_drain},
+    {KW_UCP_DISCONNECT, KW_LEAVE, KW_STEP_COMMIT, false, "disconnect", kw_swap_disconnect},
+    {KW_UCP_CLOSE, KW_LEAVE, 0, false, "close", kw_swap_close},
+    {KW_UCP_INIT_FALLBACK, KW_LEAVE, KW_STEP_GATHER, false, "init", kw_swap_init_fallback},
+    {KW_UCP_MODEX, KW_LEAVE, KW_STEP_SCATTER, false, "modex", kw_swap_modex},
+    {KW_UCP_RESTORE, KW_LEAVE, 0, false, "restore", kw_swap_restore},
+    {KW_UCP_ENABLE, KW_LEAVE, 0, false, "enable", kw_swap_enable},
+    {KW_UCP_HOLD_FOR_FABRIC, KW_TAKE, 0, true, "hold", kw_swap_hold_for_fabric},
+    {KW_UCP_DRAIN, KW_TAKE, KW_STEP_WAVES, false, "drain", kw_swap_drain},
+    {KW_UCP_DISCONNECT, KW_TAKE, KW_STEP_COMMIT, false, "disconnect", kw_swap_disconnect},
+    {KW_UCP_CLOSE, KW_TAKE, 0, false, "close", kw_swap_close},
+    {KW_UCP_INIT_FABRIC, KW_TAKE, KW_STEP_GATHER, false, "init", kw_swap_init_fabric},
+    {KW_UCP_MODEX, KW_TAKE, KW_STEP_SCATTER, false, "modex", kw_swap_modex},
+    {KW_UCP_RESTORE, KW_TAKE, 0, false, "restore", kw_swap_restore},
+    {KW_UCP_ENABLE, KW_TAKE, 0, false, "enable", kw_swap_enable},
+    {KW_HOLD, KW_HOLDING, 0, true, "park", park},
+    {KW_QUIESCE, KW_HOLDING, KW_STEP_WAVES, false, "quiesce", quiesce},
+};
+const size_t kw_kind_entries_len = sizeof kw_kind_entries / sizeof kw_kind_entries[0];
+
+void kw_kind_measure(const struct kw_result *result, struct kw_reply *reply) {
+    (void)result;
+    reply->sent = kw_worker.sent;
+    reply->received = kw_worker.received;
+    reply->outstanding = kw_worker.sending + kw_worker.fetching;
+    if (kw_worker.receives_wait) {
+        reply->outstanding += kw_receives_active();
+    }
+    reply->kept = kw_worker.kept_bytes;
+}
+
+bool kw_kind_is_safe(void) {
+    return kw_worker.callbacks == 0;
+}
+
+void kw_kind_progress(void) {
+    ucp_worker_progress((ucp_worker_h)(void *)&kw_worker);
+}
+
+/* While a rank is held, what arrives is to be kept, so that its senders get on. */
+bool kw_kind_wants_tending(void) {
+    return kw_worker.receives_wait || quiet;
+}
+
+void kw_kind_tend(void) {
+    if (quiet && !kw_hold_lasts()) {
+        quiet = false;
+        kw_swap_let_go();
+    }
+    if (kw_worker.receives_wait) {
+        (void)kw_swap_tend();
+    }
+}
+
+bool kw_kind_needs_tending(void) {
+    return kw_worker.receives_wait || quiet;
+}
+
+int kw_kind_peers(struct kawarimi_peer *peers, int capacity) {
+    int len = 0;
+
+    for (uint32_t i = 0; i < kw_shim_ranks(); i++) {
+        if (i == kw_shim_vpid()) {
+            continue;
+        }
+        if (len < capacity) {
+            peers[len] = (struct kawarimi_peer){.rank = (int32_t)i, .transports = 1};
+            snprintf(peers[len].names[0], KAWARIMI_NAME, "%s", kw_swap_transport());
+        }
+        len++;
+    }
+    return len;
+}

@@ -1,0 +1,179 @@
+#include "endpoints.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "address.h"
+#include "shim.h"
+#include "slots.h"
+
+static ucs_status_t real_create(const void *address, ucp_ep_h *result) {
+    const ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS,
+                                    .address = address};
+
+    return kw_real.ucp_ep_create(kw_worker.real, &params, result);
+}
+
+/* Open MPI gives the address that the peer published when it began; there may be a newer one. */
+static ucs_status_t connect_to(struct kw_endpoint *endpoint, const void *published) {
+    const struct kw_address *address = published;
+
+    if (!kw_address_is_ours(published)) {
+        endpoint->foreign = true;
+        return real_create(published, &endpoint->real);
+    }
+    endpoint->jobid = address->jobid;
+    endpoint->vpid = address->vpid;
+    endpoint->foreign = address->jobid != kw_shim_jobid();
+    if (!endpoint->foreign) {
+        const struct kw_address *newer = kw_addresses_find(address->vpid);
+
+        address = newer != NULL ? newer : address;
+        if (kw_state() == KW_CROSSING) {
+            return UCS_OK; /* connected with the others, or when it is asked again */
+        }
+    }
+    return real_create(address + 1, &endpoint->real);
+}
+
+KW_EXPORT ucs_status_t ucp_ep_create(ucp_worker_h worker, const ucp_ep_params_t *params,
+                                     ucp_ep_h *result) {
+    struct kw_endpoint *endpoint;
+    ucs_status_t status;
+
+    if (!kw_is_worker(worker) || (params->field_mask & UCP_EP_PARAM_FIELD_REMOTE_ADDRESS) == 0) {
+        return kw_real.ucp_ep_create(kw_is_worker(worker) ? kw_worker.real : worker, params,
+                                     result);
+    }
+    endpoint = calloc(1, sizeof *endpoint);
+    if (endpoint == NULL) {
+        return UCS_ERR_NO_MEMORY;
+    }
+    endpoint->mark = KW_MARK_ENDPOINT;
+    status = connect_to(endpoint, params->address);
+    if (status != UCS_OK) {
+        free(endpoint);
+        return status;
+    }
+    kw_ring_insert(&kw_worker.endpoints, &endpoint->link);
+    *result = (ucp_ep_h)(void *)endpoint;
+    return UCS_OK;
+}
+
+/* The program parts with a peer: in MPI_Finalize. */
+static ucs_status_ptr_t disconnect(struct kw_endpoint *endpoint,
+                                   const ucp_request_param_t *param) {
+    ucs_status_ptr_t result = NULL;
+    struct kw_slot *slot;
+
+    kw_shim_finish();
+    if (endpoint->real != NULL) {
+        result = kw_real.ucp_ep_close_nbx(endpoint->real, param);
+    }
+    kw_ring_remove(&endpoint->link);
+    free(endpoint);
+    if (!UCS_PTR_IS_PTR(result)) {
+        return result;
+    }
+    slot = kw_slot_for(&(const ucp_request_param_t){0}, KW_DISCONNECT);
+    if (slot == NULL) {
+        kw_real.ucp_request_free(result);
+        return NULL;
+    }
+    slot->posting = false;
+    slot->foreign = result;
+    return kw_slot_application(slot);
+}
+
+KW_EXPORT ucs_status_ptr_t ucp_ep_close_nbx(ucp_ep_h handle, const ucp_request_param_t *param) {
+    struct kw_endpoint *endpoint = kw_endpoint_of(handle);
+
+    return endpoint != NULL ? disconnect(endpoint, param)
+                            : kw_real.ucp_ep_close_nbx(handle, param);
+}
+
+KW_EXPORT ucs_status_ptr_t ucp_disconnect_nb(ucp_ep_h handle) {
+    struct kw_endpoint *endpoint = kw_endpoint_of(handle);
+
+    return endpoint != NULL ? disconnect(endpoint, &(const ucp_request_param_t){0})
+                            : kw_real.ucp_disconnect_nb(handle);
+}
+
+KW_EXPORT ucs_status_t ucp_ep_query(ucp_ep_h handle, ucp_ep_attr_t *attributes) {
+    struct kw_endpoint *endpoint = kw_endpoint_of(handle);
+
+    if (endpoint != NULL && endpoint->real == NULL) {
+        return UCS_ERR_NOT_CONNECTED;
+    }
+    return kw_real.ucp_ep_query(endpoint != NULL ? endpoint->real : handle, attributes);
+}
+
+static struct kw_endpoint *endpoint_at(struct kw_ring *link) {
+    return KW_OF(struct kw_endpoint, link, link);
+}
+
+bool kw_endpoints_close_part(void) {
+    const ucp_request_param_t nothing = {0};
+    bool all = true;
+
+    for (struct kw_ring *link = kw_worker.endpoints.next; link != &kw_worker.endpoints;
+         link = link->next) {
+        struct kw_endpoint *endpoint = endpoint_at(link);
+
+        if (endpoint->real != NULL) {
+            endpoint->closing = kw_real.ucp_ep_close_nbx(endpoint->real, &nothing);
+            endpoint->real = NULL;
+        }
+    }
+    kw_real.ucp_worker_progress(kw_worker.real);
+    for (struct kw_ring *link = kw_worker.endpoints.next; link != &kw_worker.endpoints;
+         link = link->next) {
+        struct kw_endpoint *endpoint = endpoint_at(link);
+
+        if (UCS_PTR_IS_PTR(endpoint->closing)) {
+            if (kw_real.ucp_request_check_status(endpoint->closing) == UCS_INPROGRESS) {
+                all = false;
+                continue;
+            }
+            kw_real.ucp_request_free(endpoint->closing);
+        }
+        endpoint->closing = NULL;
+    }
+    return all;
+}
+
+const char *kw_endpoints_open(void) {
+    static char text[128];
+
+    for (struct kw_ring *link = kw_worker.endpoints.next; link != &kw_worker.endpoints;
+         link = link->next) {
+        struct kw_endpoint *endpoint = endpoint_at(link);
+        const struct kw_address *address = kw_addresses_find(endpoint->vpid);
+        ucs_status_t status = UCS_ERR_NO_ELEM;
+
+        if (endpoint->real != NULL) {
+            continue;
+        }
+        if (address != NULL) {
+            status = real_create(address + 1, &endpoint->real);
+        }
+        if (status != UCS_OK) {
+            endpoint->real = NULL;
+            snprintf(text, sizeof text, "rank %u cannot be reached: UCX's status is %d",
+                     endpoint->vpid, status);
+            return text;
+        }
+    }
+    return NULL;
+}
+
+bool kw_endpoints_foreign(void) {
+    for (struct kw_ring *link = kw_worker.endpoints.next; link != &kw_worker.endpoints;
+         link = link->next) {
+        if (endpoint_at(link)->foreign) {
+            return true;
+        }
+    }
+    return false;
+}

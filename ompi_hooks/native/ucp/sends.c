@@ -1,0 +1,140 @@
+#include "sends.h"
+
+#include "datatype.h"
+#include "slots.h"
+
+/* UCX has sent it; not called for what was complete in place. */
+static void on_sent(void *request, ucs_status_t status, void *unused) {
+    struct kw_slot *slot = request;
+
+    (void)unused;
+    kw_worker.sending--;
+    kw_send_complete(slot, status);
+}
+
+/* Give it to UCX. Returns what UCX does. */
+static ucs_status_ptr_t real_send(struct kw_slot *slot) {
+    const ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_REQUEST | UCP_OP_ATTR_FIELD_CALLBACK |
+                        UCP_OP_ATTR_FIELD_DATATYPE | slot->op_flags,
+        .request = slot,
+        .cb.send = on_sent,
+        .datatype = slot->datatype,
+    };
+    ucs_status_ptr_t result;
+
+    kw_worker.sending++;
+    kw_worker.sent++;
+    result = (slot->synchronous ? kw_real.ucp_tag_send_sync_nbx
+                                : kw_real.ucp_tag_send_nbx)(slot->endpoint->real, slot->buffer,
+                                                            slot->count, slot->tag, &param);
+    if (UCS_PTR_IS_PTR(result)) {
+        return result;
+    }
+    kw_worker.sending--;
+    if (UCS_PTR_IS_ERR(result)) {
+        kw_worker.sent--;
+    }
+    slot->status = UCS_PTR_RAW_STATUS(result);
+    slot->state = KW_DONE;
+    return result;
+}
+
+static ucs_status_ptr_t wait_with(struct kw_slot *slot) {
+    slot->state = KW_WAITING;
+    slot->posting = false;
+    kw_ring_insert(&kw_worker.waiting, &slot->link);
+    kw_datatype_pin(slot);
+    return kw_slot_application(slot);
+}
+
+static ucs_status_ptr_t send_on(ucp_ep_h handle, const void *buffer, size_t count, ucp_tag_t tag,
+                                const ucp_request_param_t *param, bool synchronous) {
+    struct kw_endpoint *endpoint = kw_endpoint_of(handle);
+    struct kw_slot *slot;
+
+    if (KW_UNLIKELY(endpoint == NULL)) {
+        return (synchronous ? kw_real.ucp_tag_send_sync_nbx : kw_real.ucp_tag_send_nbx)(
+            handle, buffer, count, tag, param);
+    }
+    slot = kw_slot_for(param, KW_SEND);
+    if (KW_UNLIKELY(slot == NULL)) {
+        return UCS_STATUS_PTR(UCS_ERR_NO_MEMORY);
+    }
+    slot->buffer = (void *)buffer;
+    slot->count = count;
+    slot->tag = tag;
+    slot->endpoint = endpoint;
+    slot->synchronous = synchronous;
+    if (KW_UNLIKELY(kw_worker.sends_wait)) {
+        return wait_with(slot);
+    }
+    (void)real_send(slot);
+    if (slot->state == KW_DONE && slot->eager_callback) {
+        kw_send_complete(slot, slot->status);
+    }
+    return kw_slot_posted(slot, param);
+}
+
+void kw_sends_release(void) {
+    while (!kw_ring_is_empty(&kw_worker.waiting)) {
+        struct kw_slot *slot = KW_OF(struct kw_slot, link, kw_worker.waiting.next);
+
+        kw_ring_remove(&slot->link);
+        slot->state = KW_ACTIVE;
+        (void)real_send(slot);
+        kw_datatype_unpin(slot);
+        if (slot->state == KW_DONE) {
+            kw_send_complete(slot, slot->status);
+        }
+    }
+    kw_worker.sends_wait = false;
+}
+
+KW_EXPORT ucs_status_ptr_t ucp_tag_send_nbx(ucp_ep_h endpoint, const void *buffer, size_t count,
+                                            ucp_tag_t tag, const ucp_request_param_t *param) {
+    return send_on(endpoint, buffer, count, tag, param, false);
+}
+
+KW_EXPORT ucs_status_ptr_t ucp_tag_send_sync_nbx(ucp_ep_h endpoint, const void *buffer,
+                                                 size_t count, ucp_tag_t tag,
+                                                 const ucp_request_param_t *param) {
+    return send_on(endpoint, buffer, count, tag, param, true);
+}
+
+static ucp_request_param_t param_of(ucp_datatype_t datatype, ucp_send_callback_t callback) {
+    return (ucp_request_param_t){
+        .op_attr_mask = UCP_OP_ATTR_FIELD_DATATYPE | UCP_OP_ATTR_FIELD_CALLBACK,
+        .datatype = datatype,
+        .cb.send = (ucp_send_nbx_callback_t)(void (*)(void))callback,
+    };
+}
+
+KW_EXPORT ucs_status_ptr_t ucp_tag_send_nb(ucp_ep_h endpoint, const void *buffer, size_t count,
+                                           ucp_datatype_t datatype, ucp_tag_t tag,
+                                           ucp_send_callback_t callback) {
+    const ucp_request_param_t param = param_of(datatype, callback);
+
+    return send_on(endpoint, buffer, count, tag, &param, false);
+}
+
+KW_EXPORT ucs_status_ptr_t ucp_tag_send_sync_nb(ucp_ep_h endpoint, const void *buffer, size_t count,
+                                                ucp_datatype_t datatype, ucp_tag_t tag,
+                                                ucp_send_callback_t callback) {
+    const ucp_request_param_t param = param_of(datatype, callback);
+
+    return send_on(endpoint, buffer, count, tag, &param, true);
+}
+
+KW_EXPORT ucs_status_t ucp_tag_send_nbr(ucp_ep_h endpoint, const void *buffer, size_t count,
+                                        ucp_datatype_t datatype, ucp_tag_t tag, void *request) {
+    const ucp_request_param_t param = {
+        .op_attr_mask = UCP_OP_ATTR_FIELD_DATATYPE | UCP_OP_ATTR_FIELD_REQUEST |
+                        UCP_OP_ATTR_FLAG_FAST_CMPL,
+        .datatype = datatype,
+        .request = request,
+    };
+    ucs_status_ptr_t result = send_on(endpoint, buffer, count, tag, &param, false);
+
+    return UCS_PTR_IS_PTR(result) ? UCS_INPROGRESS : UCS_PTR_RAW_STATUS(result);
+}
