@@ -39,3 +39,11 @@ async def switch_under_traffic(
 @pytest.mark.parametrize(("fabric", "fallback"), PAIRS)
 async def test_two_ranks(launcher: Launcher, program: Program, fabric: str, fallback: str) -> None:
     await switch_under_traffic(launcher, program, fabric, fallback, ranks=2, switches=SWITCHES)
+
+
+@pytest.mark.parametrize(("ranks", "switches"), [(3, 60), (4, 60), (8, 20)])
+@pytest.mark.parametrize(("fabric", "fallback"), PAIRS)
+async def test_more_ranks(
+    launcher: Launcher, program: Program, fabric: str, fallback: str, ranks: int, switches: int
+) -> None:
+    await switch_under_traffic(launcher, program, fabric, fallback, ranks, switches)

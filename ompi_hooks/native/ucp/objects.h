@@ -95,7 +95,7 @@ struct kw_slot {
     ucp_datatype_t datatype;
     ucp_tag_t tag, mask;
     struct kw_endpoint *endpoint; /* send */
-    void *pin;                    /* see datatype.h */
+    void *pin, *unpacking;        /* see datatype.h */
     struct kw_slot *taker;        /* KW_KEEP: the receive that waits for it */
     void *foreign;                /* KW_DISCONNECT: UCX's own request */
 } __attribute__((aligned(16)));

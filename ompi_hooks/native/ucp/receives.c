@@ -4,8 +4,8 @@
 #include "kept.h"
 #include "slots.h"
 
-/* Inside kw_receives_withdraw(): what UCX says to be cancelled is not to be told. */
-static bool withdrawing;
+static bool withdrawing; /* inside kw_receives_withdraw(): a cancellation is not to be told */
+static bool cancelled;   /* UCX has said so since this was cleared */
 
 static void forget(struct kw_slot *slot, ucs_status_t status, const ucp_tag_recv_info_t *info) {
     kw_ring_remove(&slot->link);
@@ -18,11 +18,13 @@ static void on_received(void *request, ucs_status_t status, const ucp_tag_recv_i
     struct kw_slot *slot = request;
 
     (void)unused;
-    if (status == UCS_ERR_CANCELED && withdrawing) {
-        slot->state = KW_WAITING;
-        return;
-    }
-    if (status != UCS_ERR_CANCELED) {
+    if (status == UCS_ERR_CANCELED) {
+        cancelled = true;
+        if (withdrawing) {
+            slot->state = KW_WAITING;
+            return;
+        }
+    } else {
         kw_worker.received++;
     }
     forget(slot, status, info);
@@ -41,8 +43,12 @@ static void real_receive(struct kw_slot *slot) {
     ucs_status_ptr_t result;
 
     slot->state = KW_ACTIVE;
+    if (KW_UNLIKELY(kw_datatype_is_generic(slot->datatype))) {
+        kw_datatype_expect(slot);
+    }
     result = kw_real.ucp_tag_recv_nbx(kw_worker.real, slot->buffer, slot->count, slot->tag,
                                       slot->mask, &param);
+    kw_datatype_expect_no_more();
     if (UCS_PTR_IS_ERR(result)) {
         forget(slot, UCS_PTR_STATUS(result), &slot->info);
     }
@@ -114,6 +120,17 @@ KW_EXPORT ucs_status_t ucp_tag_recv_nbr(ucp_worker_h worker, void *buffer, size_
     return UCS_PTR_IS_ERR(result) ? UCS_PTR_STATUS(result) : UCS_OK;
 }
 
+/* The slot may be gone after it. */
+static void real_cancel(struct kw_slot *slot) {
+    void *state = kw_datatype_watch(slot);
+
+    cancelled = false;
+    kw_real.ucp_request_cancel(kw_worker.real, slot);
+    if (cancelled) {
+        kw_datatype_drop(state);
+    }
+}
+
 void kw_receives_withdraw(void) {
     kw_worker.receives_wait = true;
     withdrawing = true;
@@ -127,7 +144,7 @@ void kw_receives_withdraw(void) {
         }
         /* Before UCX drops it. */
         kw_datatype_pin(slot);
-        kw_real.ucp_request_cancel(kw_worker.real, slot);
+        real_cancel(slot);
         if (slot->state != KW_WAITING) {
             kw_datatype_unpin(slot);
         }
@@ -150,6 +167,17 @@ uint64_t kw_receives_active(void) {
 void kw_receives_release(void) {
     struct kw_ring place;
 
+#ifdef KW_ABLATE_ORDER
+    struct kw_ring *link = &kw_worker.posted;
+
+    do {
+        struct kw_ring *next = link->next;
+
+        link->next = link->prev;
+        link->prev = next;
+        link = next;
+    } while (link != &kw_worker.posted);
+#endif
     kw_ring_insert(kw_worker.posted.next, &place);
     while (place.next != &kw_worker.posted) {
         struct kw_slot *slot = KW_OF(struct kw_slot, link, place.next);
@@ -178,6 +206,6 @@ void kw_receive_cancel(struct kw_slot *slot) {
         kw_datatype_unpin(slot);
         forget(slot, UCS_ERR_CANCELED, &nothing);
     } else if (slot->state == KW_ACTIVE) {
-        kw_real.ucp_request_cancel(kw_worker.real, slot);
+        real_cancel(slot);
     }
 }

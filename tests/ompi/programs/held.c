@@ -21,9 +21,8 @@ static void wait_for_go(MPI_Request *request) {
     while (access(go_file, F_OK) != 0) {
         if (request != NULL) {
             MPI_Test(request, &flag, MPI_STATUS_IGNORE);
-        } else {
-            MPI_Iprobe(MPI_ANY_SOURCE, 9999, MPI_COMM_WORLD, &flag, MPI_STATUS_IGNORE);
         }
+        MPI_Iprobe(MPI_ANY_SOURCE, 9999, MPI_COMM_WORLD, &flag, MPI_STATUS_IGNORE);
     }
 }
 
