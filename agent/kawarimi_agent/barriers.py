@@ -154,7 +154,7 @@ class Operation:
             )
             for rank, answer in zip(asked, answers, strict=True):
                 # One that deferred, and found no time to say so again, did defer.
-                if rank not in results or not isinstance(answer, RankSilentError):
+                if rank not in results or not _came_too_late(answer):
                     results[rank] = answer
             asked = [rank for rank in asked if _deferred(results[rank])]
             if not asked or time.monotonic() + pause >= self._ends:
@@ -291,3 +291,9 @@ class Operation:
 
 def _deferred(result: Reply | BaseException) -> bool:
     return isinstance(result, Reply) and result.outcome is Outcome.DEFERRED
+
+
+def _came_too_late(result: Reply | BaseException) -> bool:
+    return isinstance(result, RankSilentError) or (
+        isinstance(result, Reply) and result.outcome is Outcome.EXPIRED
+    )

@@ -94,6 +94,7 @@ class Slug(enum.StrEnum):
     HCA_SLOT_OCCUPIED = "hca-slot-occupied"
     HCA_ATTACHED = "hca-attached"
     HCA_NOT_READY = "hca-not-ready"
+    HCA_UNUSABLE = "hca-unusable"
     PLUG_REFUSED = "plug-refused"
     UNPLUG_REFUSED = "unplug-refused"
     UNPLUG_TIMEOUT = "unplug-timeout"

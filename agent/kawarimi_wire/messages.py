@@ -34,7 +34,7 @@ VERSION = 1
 MAX_MESSAGE = 1 << 24
 """Bytes of one message, a request or an answer: room for what 64 ranks publish to each other."""
 
-ANSWER_MARGIN_S = 5.0
+ANSWER_MARGIN_S = 10.0
 """How much longer to wait for an answer than the request's own deadline: for the way to the agent
 and back, a guest that stands still for a moment included. An agent answers at the deadline with
 what it knows; who waits no longer than that learns less."""

@@ -59,9 +59,10 @@ PHASES: tuple[PhaseSpec, ...] = (
     ),
     PhaseSpec(
         Phase.PREPARE,
-        "agents, ranks",
-        "every rank has endpoints on the fallback for every peer",
-        "",
+        "bridge, agents, ranks",
+        "a QEMU waits for each guest on its destination; every rank has endpoints on the fallback "
+        "for every peer",
+        "end the QEMUs that wait",
         30.0,
     ),
     PhaseSpec(

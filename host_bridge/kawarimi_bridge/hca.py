@@ -78,6 +78,41 @@ async def present(monitor: Monitor, slot: str) -> str | None:
     return None
 
 
+async def refuse_unusable(monitor: Monitor, hca: Hca) -> None:
+    """Refuse an HCA that a QEMU could never take: its slot, its driver, its driver's properties.
+
+    Asked of any QEMU of the guest, with or without that HCA's host.
+
+    :raise PreflightRefused: `hca-slot-missing` or `hca-unusable`; nothing has changed.
+    """
+    await present(monitor, hca.slot)
+    try:
+        known = await monitor.execute("device-list-properties", {"typename": hca.driver})
+    except OutcomeUnknown:
+        raise
+    except ExecutionFailed as error:
+        if error.slug is not Slug.QMP_REFUSED:
+            raise
+        raise unusable(hca, f"QEMU has no device {hca.driver!r}: {error.facts['said']}") from error
+    unknown = set(hca.properties) - {str(entry["name"]) for entry in known}
+    if unknown:
+        names = ", ".join(map(repr, sorted(unknown)))
+        raise unusable(hca, f"{hca.driver} has no property {names}.")
+
+
+def unusable(hca: Hca, why: str) -> PreflightRefused:
+    """Return the error for an HCA whose specification cannot be right."""
+    return PreflightRefused(
+        Slug.HCA_UNUSABLE,
+        f"The HCA {hca.id} cannot be plugged as it is specified: {why}",
+        untouched="the guest",
+        hint="correct its table in the configuration; 'qemu-system-x86_64 -device DRIVER,help' "
+        "lists a driver's properties",
+        scope=Scope.DEVICE,
+        facts={"driver": hca.driver, "properties": dict(hca.properties)},
+    )
+
+
 async def plug(monitor: Monitor, hca: Hca, *, deadline_s: float = PLUG_DEADLINE_S) -> None:
     """Plug an HCA; QEMU shows it in its slot when this returns. The guest may not have seen it yet.
 

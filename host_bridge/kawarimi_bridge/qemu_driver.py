@@ -97,8 +97,9 @@ class QemuDriver:
     async def check_destination(self, guest: str, host: str) -> None:
         """Refuse a destination that cannot take the guest; nothing is touched.
 
-        :raise PreflightRefused: `destination-too-small`; `migration-busy` where a QEMU of the guest
-            is there already, or the guest is being migrated by somebody else.
+        :raise PreflightRefused: `destination-too-small`; `hca-unusable` or `hca-slot-missing` for
+            the HCA that the guest gets there; `migration-busy` where a QEMU of the guest is there
+            already, or the guest is being migrated by somebody else.
         """
         source = await self._running(guest)
         left = await self.status(guest, host)
@@ -111,6 +112,10 @@ class QemuDriver:
                 scope=Scope.GUEST,
             )
         await migration.refuse_busy(source)
+        spec = self._config.hca(guest, host)
+        if spec is not None:
+            await hca.refuse_unusable(source, spec.hca())
+            await self._refuse_unbound(host, spec.hca())
         summary = await source.execute("query-memory-size-summary")
         needed = int(summary["base-memory"]) + int(summary.get("plugged-memory", 0))
         meminfo = await self._command(host, ["cat", "/proc/meminfo"], _COMMAND_DEADLINE_S)
@@ -278,6 +283,27 @@ class QemuDriver:
                 scope=Scope.GUEST,
             )
         await self._forget(guest, host)
+
+    async def _refuse_unbound(self, host: str, device: hca.Hca) -> None:
+        """Refuse a device to be passed through that its host has not set aside for that.
+
+        :raise PreflightRefused: `hca-unusable`.
+        """
+        address = device.properties.get("host")
+        if device.driver != "vfio-pci" or address is None:
+            return
+        link = f"/sys/bus/pci/devices/{address}/driver"
+        try:
+            driver = await self._command(host, ["readlink", link], _COMMAND_DEADLINE_S)
+        except ExecutionFailed as error:
+            if error.slug is not Slug.COMMAND_FAILED:
+                raise
+            why = f"{host} has no PCI device {address}, or no driver is bound to it."
+            raise hca.unusable(device, why) from error
+        if Path(driver.strip()).name != "vfio-pci":
+            bound = Path(driver.strip()).name
+            why = f"on {host}, {address} is bound to {bound}, not to vfio-pci."
+            raise hca.unusable(device, why)
 
     async def _command(self, host: str, words: Sequence[str], deadline_s: float) -> str:
         """Run a command on a host; return what it prints.

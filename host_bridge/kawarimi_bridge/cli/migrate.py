@@ -112,7 +112,6 @@ def _plan_as_dict(plan: Plan) -> dict[str, object]:
             }
             for job in plan.jobs
         ],
-        "phases": PHASES,
     }
 
 
@@ -268,7 +267,7 @@ def migrate(
     if dry_run:
         plan = asyncio.run(look(config, names, places))
         if as_json:
-            print_json(_plan_as_dict(plan))
+            print_json({**_plan_as_dict(plan), "phases": PHASES})
         else:
             _show_plan(plan, Mode(mode))
         return ExitCode.COMPLETED
@@ -295,7 +294,7 @@ def check(guests: tuple[str, ...], to: str | None, config_path: Path | None, as_
     names, places = _destinations(guests, to)
     plan = asyncio.run(look(read_config(config_path), names, places))
     if as_json:
-        print_json(_plan_as_dict(plan))
+        print_json({**_plan_as_dict(plan), "phases": PHASES})
     else:
         _show_plan(plan, Mode.LIVE)
 

@@ -78,7 +78,7 @@ class Diary:
         phase, state = Phase.PREFLIGHT, PhaseState.DONE
         self._set("", PhaseRecord(phase, state, -duration_s, duration_s, facts))
         about = {"command": self._command, "mode": self._mode, "began": self._date}
-        self.note(phase=phase, state=state, **about, **facts)
+        self.note(phase=phase, state=state, duration_s=round(duration_s, 4), **about, **facts)
 
     def sample(self, guest: str, ethernet: int, fabric: int) -> None:
         """Take down a guest's traffic so far."""
@@ -87,6 +87,8 @@ class Diary:
     @contextlib.contextmanager
     def phase(self, phase: Phase, guest: str = "") -> Iterator[dict[str, Any]]:
         """Time a phase of one guest, or of all; it has failed if the context is left by an error.
+
+        A phase that was done and is entered again goes on: it lasts from its first beginning.
 
         :return: the facts that its record will have; to be filled.
         """
@@ -98,7 +100,13 @@ class Diary:
             yield facts
             state = PhaseState.DONE
         finally:
-            self._set(guest, PhaseRecord(phase, state, started, self.now - started, facts))
+            for name in self._names(guest):
+                before = self._phases.get((name, phase), PhaseRecord(phase, PhaseState.PENDING))
+                goes_on = before.state is PhaseState.DONE
+                first = before.started_s if goes_on else started
+                known = before.facts if goes_on else {}
+                record = PhaseRecord(phase, state, first, self.now - first, {**known, **facts})
+                self._phases[name, phase] = record
             self.note(phase=phase, state=state, guest=guest, **facts)
 
     def skip(self, phase: Phase, guest: str, why: str) -> None:
@@ -158,8 +166,11 @@ class Diary:
         self._folder.write_record(record)
         return record
 
+    def _names(self, guest: str) -> list[str]:
+        return [guest] if guest else [move.guest for move in self._moves]
+
     def _set(self, guest: str, record: PhaseRecord) -> None:
-        for name in [guest] if guest else [move.guest for move in self._moves]:
+        for name in self._names(guest):
             self._phases[name, record.phase] = record
 
     def _guest(self, move: Move) -> GuestRecord:

@@ -125,15 +125,16 @@ class Operation:
     async def _go(self) -> None:
         for move in self._moving:
             self._undo.append(_Undo(Phase.PREPARE, move.guest, self._discard(move)))
-        await all_of(
-            self._hypervisor.start_destination(move.guest, move.destination)
-            for move in self._moving
-        )
+        await all_of(self._start_destination(move) for move in self._moving)
         await self._leave()
         if self._options.mode is Mode.FROZEN and self._moving:
             await self._freezer.freeze(self._plan.jobs)
         await all_of(self._unplug(move) for move in self._moving)
         await all_of(self._migrate(move) for move in self._moving)
+
+    async def _start_destination(self, move: Move) -> None:
+        with self._diary.phase(Phase.PREPARE, move.guest):
+            await self._hypervisor.start_destination(move.guest, move.destination)
 
     async def _leave(self) -> None:
         """PREPARE, DRAIN and RELEASE: nothing uses a moving guest's HCA any more."""
@@ -144,7 +145,7 @@ class Operation:
             await leave_fabric(leaving, self._diary, deadline_s=deadline_s, poke=self._options.poke)
         else:
             for move in self._plan.moves:
-                self._diary.skip(Phase.PREPARE, move.guest, "no job is on a fabric")
+                self._diary.skip_pending(Phase.PREPARE, move.guest, "no job is on a fabric")
                 self._diary.skip(Phase.DRAIN, move.guest, "no job is on a fabric")
         await all_of(self._release(move) for move in self._plan.moves)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from types import NoneType
 
@@ -63,8 +64,11 @@ async def reprobe(
             facts.update(device=device.name, guid=device.guid, addresses=list(device.addresses))
 
     await all_of(one(guest) for guest in hosts)
-    for together in rounds(pairs):
-        await all_of(_exchange(agents, devices, pair) for pair in together)
+    with contextlib.ExitStack() as going_on:
+        for guest in sorted({guest for pair in pairs for guest in pair}):
+            going_on.enter_context(diary.phase(Phase.REPROBE, guest))
+        for together in rounds(pairs):
+            await all_of(_exchange(agents, devices, pair) for pair in together)
 
 
 def rounds(pairs: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
