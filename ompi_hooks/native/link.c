@@ -45,6 +45,7 @@ static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 static int wake_fd = -1;
 static int socket_fd = -1;
 static int redial_ms;
+static bool (*is_ready)(void); /* NULL once it has said so */
 static void (*on_command)(void);
 static void (*on_poke)(void);
 static uint64_t poke_at; /* 0: nobody asked for it */
@@ -100,8 +101,14 @@ static bool peer_trusted(int fd) {
 static void dial(void) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct kw_hello greeting;
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd;
 
+    if (is_ready != NULL && !is_ready()) {
+        redial_ms = REDIAL_FIRST_MS;
+        return;
+    }
+    is_ready = NULL;
+    fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return;
     }
@@ -305,6 +312,10 @@ static void *run(void *unused) {
         disconnect();
     }
     return NULL;
+}
+
+void kw_link_wait_for(bool (*ready)(void)) {
+    is_ready = ready;
 }
 
 int kw_link_start(const char *path, const struct kw_hello *greeting, void (*attention)(void),

@@ -17,6 +17,10 @@ struct kw_incoming {
     struct kw_command command; /* and its blobs */
 };
 
+/* Do not dial before this says that the rank is ready; asked in the thread, again and again until then.
+ * To be called before kw_link_start(); without it the rank is. */
+void kw_link_wait_for(bool (*ready)(void));
+
 /* Start the thread. It dials `path` until it succeeds, and again whenever the agent goes away; only
  * an agent that runs as root or as this process's own user is listened to. `hello` is copied; its
  * state and epoch follow kw_link_set_state(). `attention` is called in that thread, each time that

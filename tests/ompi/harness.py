@@ -18,7 +18,7 @@ from kawarimi_agent.ranks import Rank, RankServer
 from kawarimi_agent.report import SwitchReport
 from kawarimi_ompi.build import OpenMpi
 from kawarimi_ompi.launcher import Choice, environment, parameters
-from kawarimi_ompi.protocol import Blob, Command, Outcome, State, StepFlag
+from kawarimi_ompi.protocol import Blob, Command, Outcome, State, Step, StepFlag
 from kawarimi_ompi.ucp import UcpChoice, launch
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -213,10 +213,13 @@ TAKE = ["init", "modex", "add"]
 """The steps before the commit."""
 
 
-async def lead(ranks: list[Rank], steps: list[str], epoch: int) -> None:
-    """Run single steps on every rank, the way the coordinator does."""
+async def lead(ranks: list[Rank], steps: list[str], epoch: int, among: Sequence[Step] = ()) -> None:
+    """Run single steps on every rank, the way the coordinator does.
+
+    :param among: the steps that are meant, where names are not unique.
+    """
     hello = ranks[0].hello
-    known = {step.name: step for step in hello.leave + hello.take}
+    known = {step.name: step for step in among or hello.leave + hello.take}
     blobs: tuple[Blob, ...] = ()
     for name in steps:
         step = known[name]

@@ -37,14 +37,31 @@ static ucs_status_t connect_to(struct kw_endpoint *endpoint, const void *publish
     return real_create(address + 1, &endpoint->real);
 }
 
+/* For a worker that is handed through; the peer's may not be. The parameters may be longer than those
+ * that we know, so they are changed in place for the time of the call. */
+static ucs_status_t plain_create(ucp_worker_h worker, const ucp_ep_params_t *params,
+                                 ucp_ep_h *result) {
+    ucp_ep_params_t *changed = (ucp_ep_params_t *)params;
+    const ucp_address_t *address = params->address;
+    ucs_status_t status;
+
+    if ((params->field_mask & UCP_EP_PARAM_FIELD_REMOTE_ADDRESS) == 0 ||
+        !kw_address_is_ours(address)) {
+        return kw_real.ucp_ep_create(worker, params, result);
+    }
+    changed->address = (const void *)((const struct kw_address *)(const void *)address + 1);
+    status = kw_real.ucp_ep_create(worker, params, result);
+    changed->address = address;
+    return status;
+}
+
 KW_EXPORT ucs_status_t ucp_ep_create(ucp_worker_h worker, const ucp_ep_params_t *params,
                                      ucp_ep_h *result) {
     struct kw_endpoint *endpoint;
     ucs_status_t status;
 
     if (!kw_is_worker(worker) || (params->field_mask & UCP_EP_PARAM_FIELD_REMOTE_ADDRESS) == 0) {
-        return kw_real.ucp_ep_create(kw_is_worker(worker) ? kw_worker.real : worker, params,
-                                     result);
+        return plain_create(kw_is_worker(worker) ? kw_worker.real : worker, params, result);
     }
     endpoint = calloc(1, sizeof *endpoint);
     if (endpoint == NULL) {

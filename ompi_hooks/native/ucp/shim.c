@@ -101,16 +101,22 @@ void kw_shim_arm(enum kw_ucp_side side, const char *why_not) {
     kw_executor_attention();
 }
 
-/* Where MPI may be in another thread than the one that calls it first, a poke could enter it twice. MPI
- * is asked now: while it begins, it answers to neither question. */
-static void poke(void) {
-    int (*initialized)(int *) = NULL, (*query)(int *) = NULL;
-    int yes = 0, provided = 0;
+/* Has the program left MPI_Init? For any thread. */
+static bool is_initialized(void) {
+    int (*initialized)(int *) = NULL;
+    int yes = 0;
 
     *(void **)&initialized = dlsym(RTLD_DEFAULT, "MPI_Initialized");
+    return initialized == NULL || (initialized(&yes) == 0 && yes);
+}
+
+/* Where MPI may be in another thread than the one that calls it first, a poke could enter it twice. */
+static void poke(void) {
+    int (*query)(int *) = NULL;
+    int provided = 0;
+
     *(void **)&query = dlsym(RTLD_DEFAULT, "MPI_Query_thread");
-    if (initialized != NULL && query != NULL && initialized(&yes) == 0 && yes &&
-        query(&provided) == 0 && provided <= 1 /* MPI_THREAD_FUNNELED */) {
+    if (query != NULL && query(&provided) == 0 && provided <= 1 /* MPI_THREAD_FUNNELED */) {
         kw_poke();
     }
 }
@@ -133,6 +139,7 @@ void kw_shim_begin_once(void) {
     kw_steps_describe(&hello);
     kw_program_begin(refusal);
     kw_poke_start();
+    kw_link_wait_for(is_initialized);
     rc = agent == NULL ? EINVAL
                        : kw_link_start(agent, &hello, refusal == NULL ? kw_executor_attention : nobody,
                                        poke);

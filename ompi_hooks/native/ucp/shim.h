@@ -19,8 +19,8 @@ uint32_t kw_shim_ranks(void);
 /* Say, once for each machine, why this job cannot be switched. */
 void kw_shim_refuse(const char *reason);
 
-/* The worker is there, on this side: dial the agent at the next call of the progress function, which
- * is inside MPI_Init. `refusal` is why the rank cannot be switched, or NULL. */
+/* The worker is there, on this side: from the next call of the progress function on, dial the agent
+ * when MPI_Init has ended. `refusal` is why the rank cannot be switched, or NULL. */
 void kw_shim_arm(enum kw_ucp_side side, const char *refusal);
 
 /* Do so, unless it has been done. */
