@@ -6,11 +6,9 @@ answered. There is one way back, ABORT, and one step after which it no longer le
 marked COMMIT. When a rank has passed that, the only way is forward:
 
 - where the commit is the last step, the ranks that have not done it are asked again;
-- where steps follow it, its ranks have nothing to talk over in between (state CROSSING). They meet on
-  the fallback, which every rank can open: by the steps of leaving the fabric, from the commit on.
-
-Such steps do no harm when they are repeated, from the first one on, in whatever state a broken-off
-operation left each rank.
+- where steps follow it, its ranks have nothing to talk over in between (state CROSSING). They meet
+  on the fallback, which every rank can open: by the steps of leaving the fabric, from the commit
+  on. Such steps may be repeated, in whatever state a broken-off operation left each rank.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Finding an Open MPI, and building the native shims.
 
 The component of the kind `btl` has to be compiled against the very Open MPI that will load it. The
-library of the kind `ucp` knows nothing of Open MPI, and is one for every UCX from 1.13 on. Each goes
-into a directory of its own under the cache, named by what it was built from, so that several live
-side by side and nothing is ever built twice.
+library of the kind `ucp` knows nothing of Open MPI, and is one for every UCX from 1.13 on. Each
+goes into a directory of its own under the cache, named by what it was built from, so that several
+live side by side and nothing is ever built twice.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ class OpenMpi(msgspec.Struct, frozen=True):
 
     :ivar component_path: where it looks for its components by default.
     :ivar mpicc: its compiler wrapper; None if it was found by its launcher, to run jobs only.
+    :ivar ucx: whether it has a PML ucx.
     """
 
     version: str
     component_path: str
     mpicc: Path | None = None
+    ucx: bool = False
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -137,10 +139,9 @@ def _look_at(program: str, version_option: str, hint: str) -> tuple[Path, OpenMp
         )  # fmt: skip
     try:
         said = _run([found, version_option], f"asking {found} for its version")
-        paths = _run(
-            [Path(found).with_name("ompi_info"), "--parsable", "--path", "pkglibdir"],
-            "asking Open MPI for its paths",
-        )
+        about = str(Path(found).with_name("ompi_info"))
+        paths = _run([about, "--parsable", "--path", "pkglibdir"], "asking Open MPI for its paths")
+        components = _run([about, "--parsable"], "asking Open MPI for its components")
     except (ExecutionFailed, OSError) as error:
         raise UsageError(
             Slug.OPEN_MPI_MISSING, f"{found} is not part of an Open MPI", untouched="everything"
@@ -154,7 +155,8 @@ def _look_at(program: str, version_option: str, hint: str) -> tuple[Path, OpenMp
             untouched="everything",
             facts={"said": said.strip()},
         )
-    return Path(found), OpenMpi(version[1], directory[1])
+    ucx = "\nmca:pml:ucx:" in components
+    return Path(found), OpenMpi(version[1], directory[1], ucx=ucx)
 
 
 def find_open_mpi(mpicc: str = "mpicc") -> OpenMpi:
@@ -239,14 +241,12 @@ def build_ucp(compiler: str = "cc", flags: Sequence[str] = ()) -> Path:
     native = native_sources()
     with _made_at_once(directory) as partial:
         common = [native / f"{name}.c" for name in UCP_COMMON]
+        sources = [*sorted((native / "ucp").glob("*.c")), *common]
         # Not -I: one of our headers is named like one of the C library's.
-        include = ["-iquote", native, "-iquote", native / "ucp"]
+        include: list[str | Path] = ["-iquote", native, "-iquote", native / "ucp"]
         command: list[str | Path] = [compiler, *COMPILER_FLAGS, *flags, *include, *LINKER_FLAGS]
         _run(
-            [
-                *(*command, "-o", partial / UCP_LIBRARY),
-                *(*sorted((native / "ucp").glob("*.c")), *common, *UCP_LIBRARIES),
-            ],
+            [*command, "-o", partial / UCP_LIBRARY, *sources, *UCP_LIBRARIES],
             "compiling the library",
             "the headers of UCX are needed",
         )
@@ -265,6 +265,15 @@ def _made_at_once(directory: Path) -> Iterator[Path]:
             partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def ucp_library(directory: Path | None = None) -> Path | None:
+    """Find the library of the kind `ucp`; None if it is not built. Changes nothing.
+
+    :param directory: where to look, if not where `build_ucp` puts it.
+    """
+    library = (directory or ucp_directory()) / UCP_LIBRARY
+    return library if library.exists() else None
 
 
 def info(open_mpi: OpenMpi, directory: Path | None = None) -> Info:

@@ -7,6 +7,7 @@ What the user did set is looked at, and refused where it would make a switch imp
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,6 +52,43 @@ def parameters(command: Sequence[str], variables: Mapping[str, str]) -> dict[str
         for name, value in variables.items()
         if name.startswith(_PREFIX)
     } | parameters_on_line(command)
+
+
+class Kind(enum.StrEnum):
+    """The kinds of shim."""
+
+    BTL = "btl"
+    UCP = "ucp"
+
+
+_BTLS_ALONE = {"openib", "vader", "smcuda", "uct", "usnic"}
+"""Names of BTLs that are not names of UCX's transports too."""
+
+
+def choose_kind(
+    given: Mapping[str, str], named: Sequence[str | None], open_mpi: OpenMpi, *, built: bool
+) -> tuple[Kind, str]:
+    """Choose a kind by what a job would use, and say why.
+
+    :param given: the MCA parameters that the user set.
+    :param named: the fabric and the fallback that the user named.
+    :param built: whether the library of the kind `ucp` is there.
+    """
+    pml = given.get("pml", "")
+    btls = [name for name in named if name in _BTLS_ALONE]
+    if pml and not _selects(pml, "ucx"):
+        return Kind.BTL, f"pml is {pml}"
+    if pml and not pml.startswith("^"):
+        return Kind.UCP, f"pml is {pml}"
+    if btls:
+        return Kind.BTL, f"{btls[0]} is a BTL"
+    if "btl" in given:
+        return Kind.BTL, f"btl is {given['btl']}"
+    if not open_mpi.ucx:
+        return Kind.BTL, "this Open MPI has no PML ucx"
+    if not built:
+        return Kind.BTL, "the library of the kind ucp is not built"
+    return Kind.UCP, "this Open MPI has a PML ucx"
 
 
 def _selects(selection: str, name: str) -> bool:

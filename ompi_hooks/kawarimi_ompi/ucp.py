@@ -1,8 +1,8 @@
 """The environment that makes a job on PML ucx switchable: the kind `ucp`.
 
-A library is preloaded into the ranks, and only there: mpirun is told by a parameter of Open MPI which
-variables to set for them, on every machine of the job. The library reads what it needs to know from
-such variables too.
+A library is preloaded into the ranks, and only there: mpirun is told by a parameter of Open MPI
+which variables to set for them, on every machine of the job. The library reads what it needs to
+know from such variables too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class UcpChoice(msgspec.Struct, frozen=True):
     :ivar fallback: what carries the job meanwhile.
     :ivar local: what both sides have besides, for ranks on one machine.
     :ivar agent: the guest agent's socket for ranks.
-    :ivar devices: network interfaces for the fallback, in UCX's syntax; empty for all.
+    :ivar devices: network interfaces for the fallback and for mpirun itself; empty for all.
     :ivar kept_bytes: how much each rank may keep of what nobody has received; None for the default.
     """
 
@@ -119,12 +119,17 @@ def launch(
         "opal_common_ucx_tls": "any",
         "opal_common_ucx_devices": "any",
     }
+    if choice.devices:
+        wanted["oob_tcp_if_include"] = choice.devices
     result = dict(variables)
     for name, value in wanted.items():
         if name not in given:
             result[PARAMETER_PREFIX + name] = value
     exported = _exported(choice, variables, library)
     words = list(command)
+    if _LIST in words:
+        # Of the two that mpirun would be given, it takes the one on its line.
+        raise _refuse(_LIST, given[_LIST], "put it into the environment, where it is added to")
     if Path(words[0]).name in LAUNCHERS and "-x" in words:
         # mpirun takes these, or the parameter, and not both.
         words[1:1] = [w for name, value in exported.items() for w in ("-x", f"{name}={value}")]

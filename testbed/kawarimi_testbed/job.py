@@ -67,10 +67,12 @@ async def running_ring(
     *,
     ranks_per_guest: int = 1,
     seconds: int = 1800,
+    kind: str = "btl",
 ) -> AsyncIterator[RingJob]:
     """Run the ring over guests, switchable, for as long as the context lasts, then let it end.
 
     :param seconds: how long it runs at most.
+    :param kind: of shim: `btl` or `ucp`.
     :raise ExecutionFailed: `command-failed` if it does not start, or ends by itself, or does not
         say at its end that every byte was right.
     """
@@ -81,7 +83,8 @@ async def running_ring(
         ["ring", str(seconds), str(_BLOCK), _MARKER],
         ranks_per_guest=ranks_per_guest,
     )
-    wrapper = ["kawarimi", "run", "--include", ETHERNET, "--component", COMPONENT_FOLDER, "--"]
+    wrapper = ["kawarimi", "run", "--kind", kind, "--include", ETHERNET]
+    wrapper += ["--component", COMPONENT_FOLDER, "--"]
     launcher = {"OMPI_MCA_plm_rsh_agent": "kawarimi-rsh"}
     await first.run(["rm", "-f", _MARKER])
     running = asyncio.create_task(

@@ -17,7 +17,7 @@ import kawarimi_agent
 import kawarimi_bridge
 import kawarimi_ompi
 import kawarimi_wire
-from kawarimi_ompi.build import build, find_open_mpi
+from kawarimi_ompi.build import build, build_ucp, find_open_mpi
 from kawarimi_testbed.agents import write_agents
 from kawarimi_testbed.commands import Programs
 from kawarimi_testbed.image.rootfs import write_image
@@ -29,7 +29,7 @@ _OUR_PACKAGES = (kawarimi_agent, kawarimi_bridge, kawarimi_ompi, kawarimi_wire)
 _DISTRIBUTIONS = ("click", "msgspec")
 """What our packages need in a guest and Debian does not have, or not as new."""
 COMPONENT_FOLDER = "/opt/kawarimi/ompi"
-"""Where the guests find the rank shim's native component."""
+"""Where the guests find the rank shim's native parts, of both kinds."""
 
 
 def write_payload(
@@ -65,7 +65,9 @@ def write_payload(
         else:
             shutil.copy2(program, binaries / program.name)
     _copy_python(work / "lib")
-    shutil.copytree(build(find_open_mpi()), work / Path(COMPONENT_FOLDER).name)
+    shims = work / Path(COMPONENT_FOLDER).name
+    shutil.copytree(build(find_open_mpi()), shims)
+    shutil.copy2(build_ucp(), shims)
     (etc / "hosts").write_text(_hosts_file(topology))
     (etc / "hca").write_text(_hca_file(topology))
     if topology.ssh:

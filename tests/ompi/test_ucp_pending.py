@@ -87,7 +87,7 @@ async def test_without_it_the_pending_requests_go_wrong(
 
 
 async def growth_kb(launcher: Launcher, program: Program, switches: int) -> int:
-    """How much a rank grows that has receives of a strided type pending through so many switches."""
+    """How much a rank grows through switches, with receives of a strided type pending."""
     go = launcher.directory / "go"
     async with launcher.start(program("pending"), "strided", go, ranks=2, kind="ucp") as job:
         await job.printed("WAITING")
