@@ -20,6 +20,7 @@ def compile_with(sanitizer: str, program: str, units: tuple[str, ...], binary: P
     command = [
         *("gcc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"),
         *(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{native}"),
+        f"-I{native / 'ucp'}",
         *("-o", str(binary), str(PROGRAMS / f"{program}.c")),
         *(str(native / f"{unit}.c") for unit in units),
         "-lpthread",
@@ -28,8 +29,11 @@ def compile_with(sanitizer: str, program: str, units: tuple[str, ...], binary: P
     assert done.returncode == 0, done.stderr
 
 
-def test_fuzzed_parser(tmp_path: Path) -> None:
-    compile_with("address,undefined", "fuzz_parser", ("protocol",), tmp_path / "fuzz")
+@pytest.mark.parametrize(
+    ("program", "unit"), [("fuzz_parser", "protocol"), ("fuzz_address", "ucp/address")]
+)
+def test_fuzzed_parser(tmp_path: Path, program: str, unit: str) -> None:
+    compile_with("address,undefined", program, (unit,), tmp_path / "fuzz")
     for seed in (1, 2):
         command = [str(tmp_path / "fuzz"), str(FUZZ_INPUTS // 2), str(seed)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=250)

@@ -141,7 +141,9 @@ ucs_status_t kw_datatype_unpack(const struct kw_slot *receive, const void *bytes
         if (length > receive->count * contiguous_size(receive->datatype)) {
             return UCS_ERR_MESSAGE_TRUNCATED;
         }
-        memcpy(receive->buffer, bytes, length);
+        if (length > 0) { /* a receive of nothing may have no buffer */
+            memcpy(receive->buffer, bytes, length);
+        }
         return UCS_OK;
     }
     generic = generic_of(receive->datatype);
