@@ -9,8 +9,9 @@ import subprocess
 from argparse import Namespace
 from pathlib import Path
 
-from kawarimi_ompi.build import OpenMpi, build
-from kawarimi_ompi.launcher import Choice, environment
+from kawarimi_ompi.build import OpenMpi, build, build_ucp
+from kawarimi_ompi.launcher import Choice, environment, parameters
+from kawarimi_ompi.ucp import UcpChoice, launch
 
 _COMPILE_DEADLINE_S = 120
 _PROGRAMS = Path(__file__).parent / "programs"
@@ -28,18 +29,34 @@ def compiled(open_mpi: OpenMpi, program: str, directory: Path) -> Path:
     return binary
 
 
-def variables(
-    command: list[str], open_mpi: OpenMpi, choice: Choice, more: dict[str, str]
-) -> dict[str, str]:
-    """Make the environment of a switchable job on this machine, however few its processors are."""
-    given = {
+def _given(more: dict[str, str]) -> dict[str, str]:
+    """Make the environment of a job on this machine, however few its processors are."""
+    return {
         **os.environ,
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
         **more,
     }
-    return environment(command, given, open_mpi, build(open_mpi), choice)
+
+
+def variables(
+    command: list[str], open_mpi: OpenMpi, choice: Choice, more: dict[str, str]
+) -> dict[str, str]:
+    """Make the environment of a switchable job of the kind `btl`."""
+    return environment(command, _given(more), open_mpi, build(open_mpi), choice)
+
+
+def ucp_variables(
+    command: list[str], choice: UcpChoice, more: dict[str, str], *, loaded: bool = True
+) -> dict[str, str]:
+    """Make the environment of a switchable job of the kind `ucp`, or of the same job without it."""
+    given = _given(more)
+    _, result = launch(command, given, parameters(command, given), build_ucp(), choice)
+    if not loaded:
+        del result["OMPI_MCA_mca_base_env_list"]
+        result["UCX_TLS"] = f"{choice.fabric},self"
+    return result
 
 
 def provenance(open_mpi: OpenMpi, options: Namespace) -> dict[str, object]:

@@ -7,9 +7,10 @@ listed as not told apart: this series shows neither a cost nor its absence. No t
 is to be compared with another one from the same machine.
 
 On tcp, every message is counted by the shim; on vader, which is neither fabric nor leaves the
-machine, none is.
+machine, none is. On ucx-tcp and ucx-sm, UCX's transports, every call goes through the shim of the
+kind ucp.
 
-usage: overhead.py [--repeats N] [--rounds N] [--interface NAME]
+usage: overhead.py [--repeats N] [--rounds N] [--interface NAME] [--on tcp,vader,ucx-tcp,ucx-sm]
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from jobs import compiled, provenance, spread, variables
+from jobs import compiled, provenance, spread, ucp_variables, variables
 from kawarimi_ompi.build import OpenMpi, find_open_mpi
 from kawarimi_ompi.launcher import Choice
+from kawarimi_ompi.ucp import UcpChoice
 
 RUN_DEADLINE_S = 300
 
@@ -45,7 +47,11 @@ def measure(binary: Path, given: dict[str, str], rounds: int) -> dict[str, float
 
 
 def variables_for(btl: str, open_mpi: OpenMpi, interface: str, *, loaded: bool) -> dict[str, str]:
-    """Make the environment of one run on `btl`, which is the shim's fabric if it is tcp."""
+    """Make the environment of one run on `btl`, which is the shim's fabric unless it is vader."""
+    if btl.startswith("ucx-"):
+        transport = btl.removeprefix("ucx-")
+        other = "sm" if transport == "tcp" else "tcp"
+        return ucp_variables(["mpirun"], UcpChoice(transport, other, ""), {}, loaded=loaded)
     fabric, fallback = ("tcp", "vader") if btl == "tcp" else ("openib", "tcp")
     more = {
         "OMPI_MCA_btl": "tcp,vader,self,openib",
@@ -71,12 +77,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--interface", default="lo")
+    parser.add_argument("--on", default="tcp,vader,ucx-tcp,ucx-sm")
     options = parser.parse_args()
     open_mpi = find_open_mpi()
     report = provenance(open_mpi, options)
     with tempfile.TemporaryDirectory() as directory:
         binary = compiled(open_mpi, "point_to_point", Path(directory))
-        for btl in ("tcp", "vader"):
+        for btl in options.on.split(","):
             samples: dict[bool, Samples] = {True: defaultdict(list), False: defaultdict(list)}
             for number in range(options.repeats):
                 # Which one comes first alternates too.

@@ -1,14 +1,14 @@
 """How long a switch takes, step by step, against the number of ranks and the size of messages.
 
-Runs jobs that communicate without a break, leads each to and fro between two BTLs on this machine,
-and prints one JSON object: per number of ranks, message size and direction every switch's report,
-and the spread of each step's duration (that of `drain` is the drain time), of the longest time
-that a rank's own thread spent in it, and of the longest gap of any rank: the time in which it could
-do nothing else. With more ranks than processors, the ranks wait for each other's turns; the time in
+Runs jobs that communicate without a break, leads each to and fro between two BTLs, or two of UCX's
+transports, on this machine, and prints one JSON object: per number of ranks, message size and
+direction every switch's report, and the spread of each step's duration (that of `drain` is the
+drain time), of the longest time that a rank's own thread spent in it, and of the longest gap of any
+rank: the time in which it could do nothing else. With more ranks than processors, the ranks wait for each other's turns; the time in
 the rank's thread then includes time in which it did not run.
 
 usage: switch.py [--ranks 2,4,8,16] [--sizes 8,65536,1048576] [--cycles N] [--fabric BTL]
-                 [--fallback BTL] [--interface NAME]
+                 [--fallback BTL] [--interface NAME] [--kind btl|ucp]
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import compiled, provenance, spread, variables
+from jobs import compiled, provenance, spread, ucp_variables, variables
 from kawarimi_agent.coordinator import Switch
 from kawarimi_agent.ranks import RankServer
 from kawarimi_agent.report import SwitchReport
 from kawarimi_ompi.build import OpenMpi, find_open_mpi
 from kawarimi_ompi.launcher import Choice
+from kawarimi_ompi.ucp import UcpChoice
 
 DEADLINE_S = 60.0
 
@@ -42,11 +43,14 @@ async def series(
     """Run one job, and switch it to and fro."""
     stop = server.path.with_name(f"stop-{ranks}-{size}")
     command = ["mpirun", "-n", str(ranks), str(binary), str(stop), str(size)]
-    choice = Choice(options.fabric, options.fallback, server.path, options.interface)
+    sides = (options.fabric, options.fallback)
     more = {"OMPI_MCA_mpi_yield_when_idle": "1"}
-    process = await asyncio.create_subprocess_exec(
-        *command, env=variables(command, open_mpi, choice, more)
-    )
+    if options.kind == "ucp":
+        given = ucp_variables(command, UcpChoice(*sides, "", server.path), more)
+    else:
+        choice = Choice(*sides, server.path, options.interface)
+        given = variables(command, open_mpi, choice, more)
+    process = await asyncio.create_subprocess_exec(*command, env=given)
     reports = []
     try:
         if not await server.wait(lambda: len(server.ranks) == ranks, DEADLINE_S):
@@ -110,9 +114,12 @@ def main() -> None:
     parser.add_argument("--sizes", default="8,65536,1048576", help="in bytes")
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--fabric", default="tcp")
-    parser.add_argument("--fallback", default="vader")
+    parser.add_argument("--fallback", help="vader, or sm for the kind ucp")
     parser.add_argument("--interface", default="lo")
-    print(json.dumps(asyncio.run(measure(parser.parse_args())), indent=2))
+    parser.add_argument("--kind", default="btl", choices=["btl", "ucp"])
+    options = parser.parse_args()
+    options.fallback = options.fallback or {"btl": "vader", "ucp": "sm"}[options.kind]
+    print(json.dumps(asyncio.run(measure(options)), indent=2))
 
 
 if __name__ == "__main__":
