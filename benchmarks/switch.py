@@ -4,8 +4,8 @@ Runs jobs that communicate without a break, leads each to and fro between two BT
 transports, on this machine, and prints one JSON object: per number of ranks, message size and
 direction every switch's report, and the spread of each step's duration (that of `drain` is the
 drain time), of the longest time that a rank's own thread spent in it, and of the longest gap of any
-rank: the time in which it could do nothing else. With more ranks than processors, the ranks wait for each other's turns; the time in
-the rank's thread then includes time in which it did not run.
+rank: the time in which it could do nothing else. With more ranks than processors, the ranks wait
+for each other's turns; the time in the rank's thread then includes time in which it did not run.
 
 usage: switch.py [--ranks 2,4,8,16] [--sizes 8,65536,1048576] [--cycles N] [--fabric BTL]
                  [--fallback BTL] [--interface NAME] [--kind btl|ucp]

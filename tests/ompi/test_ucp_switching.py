@@ -41,7 +41,7 @@ async def test_two_ranks(launcher: Launcher, program: Program, fabric: str, fall
     await switch_under_traffic(launcher, program, fabric, fallback, ranks=2, switches=SWITCHES)
 
 
-@pytest.mark.parametrize(("ranks", "switches"), [(3, 60), (4, 60), (8, 20)])
+@pytest.mark.parametrize(("ranks", "switches"), [(4, 40), (8, 12)])
 @pytest.mark.parametrize(("fabric", "fallback"), PAIRS)
 async def test_more_ranks(
     launcher: Launcher, program: Program, fabric: str, fallback: str, ranks: int, switches: int
