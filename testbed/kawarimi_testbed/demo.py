@@ -64,9 +64,12 @@ class Demo(msgspec.Struct, frozen=True):
     reports: tuple[str, ...]
 
 
-async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode: Mode) -> Demo:
+async def run_demo(
+    progress: Progress, out: Path, *, ranks_per_guest: int, mode: Mode, kind: str
+) -> Demo:
     """Run the demonstration.
 
+    :param kind: of shim: `btl` or `ucp`.
     :param out: the folder for what the operations leave behind, their reports among it.
     :raise KawarimiError: a step failed; nothing of the testbed is left but its logs.
     """
@@ -75,7 +78,7 @@ async def run_demo(progress: Progress, out: Path, *, ranks_per_guest: int, mode:
     operations = []
     async with Testbed(topology, image, progress=progress) as testbed:
         guests = topology.guest_names
-        async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest) as job:
+        async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest, kind=kind) as job:
             with progress.step("the program computes over the fabric"):
                 await asyncio.sleep(_COMPUTE_S)  # which is what it is there for
             undisturbed = max(lap.longest_s for lap in await job.laps())

@@ -20,6 +20,13 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
     "--mode", type=click.Choice([str(mode) for mode in Mode]), default="live", show_default=True
 )
 @click.option(
+    "--kind",
+    type=click.Choice(["btl", "ucp"]),
+    default="ucp",
+    show_default=True,
+    help="Kind of shim: below PML ucx, or for openib.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("kawarimi-demo"),
@@ -27,15 +34,17 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
     help="Where the operations' journals and reports go.",
 )
 @json_option
-def demo(ranks_per_guest: int, mode: str, out: Path, as_json: bool) -> int:
+def demo(ranks_per_guest: int, mode: str, kind: str, out: Path, as_json: bool) -> int:
     """Watch an MPI program compute on while both of its guests move, twice.
 
-    Builds a testbed, starts a verified program on two guests over openib, migrates both from hosta
+    Builds a testbed, starts a verified program on two guests over InfiniBand, migrates both from hosta
     to hostb, which has Ethernet only (fallback), and on to hostc, which has another fabric
     (recovery). Needs root; needs neither RDMA hardware nor KVM.
     """
     require_root("The demonstration")
-    shown = run_demo(Progress(), out.resolve(), ranks_per_guest=ranks_per_guest, mode=Mode(mode))
+    shown = run_demo(
+        Progress(), out.resolve(), ranks_per_guest=ranks_per_guest, mode=Mode(mode), kind=kind
+    )
     result = asyncio.run(shown)
     if as_json:
         print_json(result)

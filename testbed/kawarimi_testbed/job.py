@@ -85,7 +85,11 @@ async def running_ring(
     )
     wrapper = ["kawarimi", "run", "--kind", kind, "--include", ETHERNET]
     wrapper += ["--component", COMPONENT_FOLDER, "--"]
-    launcher = {"OMPI_MCA_plm_rsh_agent": "kawarimi-rsh"}
+    launcher = {
+        "OMPI_MCA_plm_rsh_agent": "kawarimi-rsh",
+        # The one that is there with any address; UCX looks for others first.
+        "OMPI_MCA_mca_base_env_list": "UCX_IB_GID_INDEX=0",
+    }
     await first.run(["rm", "-f", _MARKER])
     running = asyncio.create_task(
         first.run([*wrapper, *line], env=launcher, deadline_s=seconds + _END_DEADLINE_S)

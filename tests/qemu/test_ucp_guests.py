@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import Operator, assert_fabric, states
 from kawarimi_agent.control import ControlChannel
 from kawarimi_agent.coordinator import Switch
 from kawarimi_agent.jobs import JobSummary
@@ -20,12 +21,14 @@ from kawarimi_ompi.build import UCP_LIBRARY
 from kawarimi_ompi.launcher import parameters
 from kawarimi_ompi.ucp import UcpChoice, launch
 from kawarimi_testbed.guest import Guest
+from kawarimi_testbed.job import running_ring
 from kawarimi_testbed.mpi import mpirun_line
 from kawarimi_testbed.payload import COMPONENT_FOLDER
 from kawarimi_testbed.remote import Completed
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_testbed.topology import Topology
 from kawarimi_wire.messages import AskJobs
+from kawarimi_wire.phases import Phase, PhaseState
 
 CONTROL = "/run/kawarimi/control.sock"
 MARKER = "/run/ring-started"
@@ -166,4 +169,40 @@ async def test_twenty_cycles_with_the_hca_unplugged(testbed, controls, figure, r
         f"{CYCLES} cycles of the kind ucp: rc → tcp {statistics.median(leave):.2f} s, "
         f"tcp → rc {statistics.median(take):.2f} s, unplugging {statistics.median(unplugs):.2f} s "
         "(medians)"
+    )
+
+
+@pytest.fixture(scope="module")
+async def cluster(start_testbed) -> AsyncIterator[tuple[Testbed, Operator]]:
+    async with start_testbed(Topology(name="ucpjob", agents=True)) as testbed:
+        yield testbed, Operator(testbed, testbed.logs / "bridge")
+
+
+@pytest.mark.parametrize("ranks_per_guest", [1, 2])
+@pytest.mark.timeout(600)
+async def test_fallback_and_recovery_with_live_migration(cluster, figure, ranks_per_guest):
+    """The whole path, by the operator's commands, as the demonstration shows it."""
+    testbed, operator = cluster
+    await operator.bring("hosta")
+    gaps = []
+    async with running_ring(
+        testbed, operator.guests, ranks_per_guest=ranks_per_guest, kind="ucp"
+    ) as job:
+        await assert_fabric(testbed, operator.guests, "hosta")
+        for host in ("hostb", "hostc", "hosta"):
+            before = await job.laps()
+            record = await operator.migrate(host)
+            await assert_fabric(testbed, operator.guests, host)
+            for ended in states(record):
+                assert ended[Phase.MIGRATE] is PhaseState.DONE
+                fabric = testbed.topology.host(host).fabric
+                assert (ended[Phase.RESELECT] is PhaseState.DONE) == bool(fabric)
+            assert (await job.laps())[-1].iterations > before[-1].iterations
+            gaps.append(record.longest_gap_s)
+    assert job.report is not None
+    assert job.report.errors == 0
+    figure(
+        f"3 moves of both guests, kind ucp: a rank's longest gap in a switch "
+        f"{max(gaps) * 1e3:.0f} ms, the program's longest exchange "
+        f"{job.report.longest_s * 1e3:.0f} ms"
     )
