@@ -37,8 +37,8 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
 def demo(ranks_per_guest: int, mode: str, kind: str, out: Path, as_json: bool) -> int:
     """Watch an MPI program compute on while both of its guests move, twice.
 
-    Builds a testbed, starts a verified program on two guests over InfiniBand, migrates both from hosta
-    to hostb, which has Ethernet only (fallback), and on to hostc, which has another fabric
+    Builds a testbed, starts a verified program on two guests over InfiniBand, migrates both from
+    hosta to hostb, which has Ethernet only (fallback), and on to hostc, which has another fabric
     (recovery). Needs root; needs neither RDMA hardware nor KVM.
     """
     require_root("The demonstration")

@@ -1,5 +1,6 @@
 #include "context.h"
 
+#include <sched.h>
 #include <stdlib.h>
 
 #include "address.h"
@@ -92,7 +93,7 @@ KW_EXPORT ucs_status_t ucp_init_version(unsigned major, unsigned minor, const uc
     if (!is_ours(params)) {
         return foreign_init(major, minor, params, config, result);
     }
-    refusal = kw_shim_identify();
+    refusal = kw_real_is_known() ? kw_shim_identify() : "its UCX is older than 1.13, or not 1";
     refusal = refusal != NULL ? refusal : kw_sides_read();
     if (refusal != NULL) {
         kw_shim_refuse(refusal);
@@ -291,6 +292,10 @@ KW_EXPORT unsigned ucp_worker_progress(ucp_worker_h worker) {
     if (KW_UNLIKELY(atomic_load_explicit(&kw_executor_needed, memory_order_relaxed) != 0)) {
         kw_shim_begin_once();
         done += kw_executor_serve();
+        /* What the program waits for needs others to run: other ranks, and the agent that leads them. */
+        if (kw_worker.sends_wait) {
+            sched_yield();
+        }
     }
     return done;
 }

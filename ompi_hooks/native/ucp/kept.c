@@ -68,6 +68,7 @@ static struct kw_slot *make(const ucp_tag_recv_info_t *info) {
         free(buffer);
         return NULL;
     }
+    kept->taker = NULL;
     kept->buffer = buffer;
     kept->count = info->length;
     kept->tag = info->sender_tag;

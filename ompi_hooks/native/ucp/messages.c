@@ -88,6 +88,8 @@ KW_EXPORT ucs_status_ptr_t ucp_tag_msg_recv_nbx(ucp_worker_h worker, void *buffe
     }
     slot->buffer = buffer;
     slot->count = count;
+    slot->datatype = kw_slot_datatype(param);
+    slot->pin = NULL;
     if (message->real != NULL) {
         kw_ring_remove(&message->link);
         real_fetch(slot, message->real);

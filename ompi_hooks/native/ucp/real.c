@@ -2,7 +2,6 @@
 
 #include <dlfcn.h>
 #include <link.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,16 +21,6 @@ static int is_libucp(struct dl_phdr_info *info, size_t size, void *found) {
     return 1;
 }
 
-static void *symbol(void *library, const char *name) {
-    void *found = dlsym(library, name);
-
-    if (found == NULL) {
-        fprintf(stderr, "kawarimi: libucp has no function %s\n", name);
-        abort();
-    }
-    return found;
-}
-
 void kw_real_find(void) {
     void *library = NULL;
 
@@ -40,10 +29,17 @@ void kw_real_find(void) {
     }
     dl_iterate_phdr(is_libucp, &library);
     if (library == NULL) {
-        fprintf(stderr, "kawarimi: libucp is called, and not loaded\n");
-        abort();
+        fprintf(stderr, "kawarimi: UCX is called, and libucp is not loaded\n");
+        abort(); /* nothing could be handed through */
     }
-#define KW_REAL_FIND(name) *(void **)&kw_real.name = symbol(library, #name);
+#define KW_REAL_FIND(name) *(void **)&kw_real.name = dlsym(library, #name);
     KW_REAL_FUNCTIONS(KW_REAL_FIND)
 #undef KW_REAL_FIND
+}
+
+bool kw_real_is_known(void) {
+    unsigned major, minor, release;
+
+    kw_real.ucp_get_version(&major, &minor, &release);
+    return major == 1 && minor >= 13;
 }

@@ -5,9 +5,12 @@
 #ifndef KAWARIMI_NATIVE_UCP_REAL_H
 #define KAWARIMI_NATIVE_UCP_REAL_H
 
+#include <stdbool.h>
+
 #include <ucp/api/ucp.h>
 
 #define KW_REAL_FUNCTIONS(X)                                                                      \
+    X(ucp_get_version)                                                                            \
     X(ucp_config_read)                                                                            \
     X(ucp_config_modify)                                                                          \
     X(ucp_config_release)                                                                         \
@@ -47,8 +50,11 @@ extern struct kw_real {
 } kw_real;
 
 /* Find them, the first time. To be called in every function of ours that may be the first of a process
- * to be called: those that make something out of nothing. Ends the process if there is no libucp, in
- * which case nobody could have called us. */
+ * to be called: those that make something out of nothing. What this libucp does not have is NULL: its
+ * callers cannot have been linked against it. */
 void kw_real_find(void);
+
+/* Is this a UCX whose public interface is the one that we were written for? */
+bool kw_real_is_known(void);
 
 #endif

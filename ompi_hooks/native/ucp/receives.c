@@ -33,15 +33,14 @@ static void on_received(void *request, ucs_status_t status, const ucp_tag_recv_i
 /* UCX 1.13 leaves the caller's recv_info as it is when a receive completes in place: so it is made
  * not to, and the callback tells. */
 static void real_receive(struct kw_slot *slot) {
-    const ucp_request_param_t param = {
-        .op_attr_mask = UCP_OP_ATTR_FIELD_REQUEST | UCP_OP_ATTR_FIELD_CALLBACK |
-                        UCP_OP_ATTR_FIELD_DATATYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL | slot->op_flags,
-        .request = slot,
-        .cb.recv = on_received,
-        .datatype = slot->datatype,
-    };
+    ucp_request_param_t param; /* as in real_send() */
     ucs_status_ptr_t result;
 
+    param.op_attr_mask = UCP_OP_ATTR_FIELD_REQUEST | UCP_OP_ATTR_FIELD_CALLBACK |
+                         UCP_OP_ATTR_FIELD_DATATYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL | slot->op_flags;
+    param.request = slot;
+    param.cb.recv = on_received;
+    param.datatype = slot->datatype;
     slot->state = KW_ACTIVE;
     if (KW_UNLIKELY(kw_datatype_is_generic(slot->datatype))) {
         kw_datatype_expect(slot);
@@ -81,6 +80,8 @@ KW_EXPORT ucs_status_ptr_t ucp_tag_recv_nbx(ucp_worker_h worker, void *buffer, s
     }
     slot->buffer = buffer;
     slot->count = count;
+    slot->datatype = kw_slot_datatype(param);
+    slot->pin = NULL;
     slot->tag = tag;
     slot->mask = mask;
     kw_ring_insert(&kw_worker.posted, &slot->link);

@@ -12,24 +12,24 @@ static void on_sent(void *request, ucs_status_t status, void *unused) {
     kw_send_complete(slot, status);
 }
 
-/* Give it to UCX. Returns what UCX does. */
-static ucs_status_ptr_t real_send(struct kw_slot *slot) {
-    const ucp_request_param_t param = {
-        .op_attr_mask = UCP_OP_ATTR_FIELD_REQUEST | UCP_OP_ATTR_FIELD_CALLBACK |
-                        UCP_OP_ATTR_FIELD_DATATYPE | slot->op_flags,
-        .request = slot,
-        .cb.send = on_sent,
-        .datatype = slot->datatype,
-    };
+/* Give a send to UCX. What completes in place is told by the slot's state. */
+static inline void real_send(struct kw_slot *slot, struct kw_endpoint *endpoint, const void *buffer,
+                             size_t count, ucp_datatype_t datatype, ucp_tag_t tag,
+                             bool synchronous) {
+    ucp_request_param_t param; /* no more of it is set than its mask says: every message comes here */
     ucs_status_ptr_t result;
 
+    param.op_attr_mask = UCP_OP_ATTR_FIELD_REQUEST | UCP_OP_ATTR_FIELD_CALLBACK |
+                         UCP_OP_ATTR_FIELD_DATATYPE | slot->op_flags;
+    param.request = slot;
+    param.cb.send = on_sent;
+    param.datatype = datatype;
     kw_worker.sending++;
     kw_worker.sent++;
-    result = (slot->synchronous ? kw_real.ucp_tag_send_sync_nbx
-                                : kw_real.ucp_tag_send_nbx)(slot->endpoint->real, slot->buffer,
-                                                            slot->count, slot->tag, &param);
+    result = (synchronous ? kw_real.ucp_tag_send_sync_nbx : kw_real.ucp_tag_send_nbx)(
+        endpoint->real, buffer, count, tag, &param);
     if (UCS_PTR_IS_PTR(result)) {
-        return result;
+        return;
     }
     kw_worker.sending--;
     if (UCS_PTR_IS_ERR(result)) {
@@ -37,19 +37,20 @@ static ucs_status_ptr_t real_send(struct kw_slot *slot) {
     }
     slot->status = UCS_PTR_RAW_STATUS(result);
     slot->state = KW_DONE;
-    return result;
 }
 
 static ucs_status_ptr_t wait_with(struct kw_slot *slot) {
     slot->state = KW_WAITING;
     slot->posting = false;
+    slot->pin = NULL;
     kw_ring_insert(&kw_worker.waiting, &slot->link);
     kw_datatype_pin(slot);
     return kw_slot_application(slot);
 }
 
-static ucs_status_ptr_t send_on(ucp_ep_h handle, const void *buffer, size_t count, ucp_tag_t tag,
-                                const ucp_request_param_t *param, bool synchronous) {
+static inline ucs_status_ptr_t send_on(ucp_ep_h handle, const void *buffer, size_t count,
+                                       ucp_tag_t tag, const ucp_request_param_t *param,
+                                       bool synchronous) {
     struct kw_endpoint *endpoint = kw_endpoint_of(handle);
     struct kw_slot *slot;
 
@@ -61,15 +62,16 @@ static ucs_status_ptr_t send_on(ucp_ep_h handle, const void *buffer, size_t coun
     if (KW_UNLIKELY(slot == NULL)) {
         return UCS_STATUS_PTR(UCS_ERR_NO_MEMORY);
     }
-    slot->buffer = (void *)buffer;
-    slot->count = count;
-    slot->tag = tag;
-    slot->endpoint = endpoint;
-    slot->synchronous = synchronous;
     if (KW_UNLIKELY(kw_worker.sends_wait)) {
+        slot->buffer = (void *)buffer;
+        slot->count = count;
+        slot->datatype = kw_slot_datatype(param);
+        slot->tag = tag;
+        slot->endpoint = endpoint;
+        slot->synchronous = synchronous;
         return wait_with(slot);
     }
-    (void)real_send(slot);
+    real_send(slot, endpoint, buffer, count, kw_slot_datatype(param), tag, synchronous);
     if (slot->state == KW_DONE && slot->eager_callback) {
         kw_send_complete(slot, slot->status);
     }
@@ -82,7 +84,8 @@ void kw_sends_release(void) {
 
         kw_ring_remove(&slot->link);
         slot->state = KW_ACTIVE;
-        (void)real_send(slot);
+        real_send(slot, slot->endpoint, slot->buffer, slot->count, slot->datatype, slot->tag,
+                  slot->synchronous);
         kw_datatype_unpin(slot);
         if (slot->state == KW_DONE) {
             kw_send_complete(slot, slot->status);

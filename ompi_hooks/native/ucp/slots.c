@@ -117,11 +117,6 @@ struct kw_slot *kw_slot_for(const ucp_request_param_t *param, enum kw_slot_kind 
     }
     slot->user_data =
         (param->op_attr_mask & UCP_OP_ATTR_FIELD_USER_DATA) != 0 ? param->user_data : NULL;
-    slot->datatype = (param->op_attr_mask & UCP_OP_ATTR_FIELD_DATATYPE) != 0
-                         ? param->datatype
-                         : ucp_dt_make_contig(1);
-    slot->pin = NULL;
-    slot->taker = NULL;
     return slot;
 }
 

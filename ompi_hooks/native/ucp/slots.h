@@ -22,6 +22,12 @@ void kw_slot_free(struct kw_slot *slot);
 /* A slot for an operation with these parameters: in the caller's memory, or kw_slot_peek(). */
 struct kw_slot *kw_slot_for(const ucp_request_param_t *param, enum kw_slot_kind kind);
 
+/* The datatype that parameters name, or UCX's default. */
+static inline ucp_datatype_t kw_slot_datatype(const ucp_request_param_t *param) {
+    return (param->op_attr_mask & UCP_OP_ATTR_FIELD_DATATYPE) != 0 ? param->datatype
+                                                                   : ucp_dt_make_contig(1);
+}
+
 /* What UCX returned for `real` parameters that named this slot, which the operation may have completed
  * in place, as our caller is to see it. */
 ucs_status_ptr_t kw_slot_posted(struct kw_slot *slot, const ucp_request_param_t *param);

@@ -51,12 +51,12 @@ static void hold(void) {
 }
 
 enum kw_outcome kw_swap_hold(const struct kw_incoming *incoming, struct kw_result *result) {
+    const char *refusal = is_held() ? NULL : kw_shim_program_refusal();
+
     (void)incoming;
-    result->text = kw_shim_program_refusal();
-    if (result->text != NULL && !is_held()) {
-        return KW_REFUSED;
+    if (refusal != NULL) {
+        return kw_refused(result, refusal);
     }
-    result->text = NULL;
     hold();
     return KW_OK;
 }
