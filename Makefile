@@ -22,7 +22,8 @@ test: lint ## Linters and the whole test suite, real guests included (root)
 
 soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; an hour)
 	$(PYTHON) -m pytest -m soak tests/soak tests/ompi
-	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py -k two_ranks --timeout 3000
+	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py tests/ompi/test_ucp_switching.py \
+	  tests/ompi/test_ucp_pending.py -k "two_ranks or grow" --timeout 3000
 
 bench: setup ## Measure; prints JSON and judges nothing (root)
 	$(PYTHON) benchmarks/testbed.py
