@@ -55,6 +55,7 @@ class RankStatus(msgspec.Struct, frozen=True):
     :ivar answered: whether the rank came to a safe point in time.
     :ivar stall_s: time in the shim, in the rank's thread, since MPI_Init.
     :ivar longest_gap_s: the longest time without a break in it.
+    :ivar kept: bytes that have arrived, and that the shim keeps until the program receives them.
     """
 
     vpid: int
@@ -63,6 +64,7 @@ class RankStatus(msgspec.Struct, frozen=True):
     stall_s: float = 0.0
     longest_gap_s: float = 0.0
     pending: int = 0
+    kept: int = 0
     components: tuple[Component, ...] = ()
     peers: tuple[Peer, ...] = ()
 
@@ -158,6 +160,7 @@ class Jobs:
             stall_s=reply.stall_total_ns / 1e9,
             longest_gap_s=reply.stall_longest_ns / 1e9,
             pending=reply.pending,
+            kept=reply.kept,
             components=reply.components,
             peers=reply.peers,
         )
