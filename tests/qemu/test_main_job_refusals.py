@@ -161,14 +161,15 @@ async def test_a_destination_without_memory(operator, tmp_path):
 async def test_a_guest_that_migrates_already(testbed, operator):
     vm1 = testbed.guest("vm1")
     await vm1.unplug()
-    async with vm1.monitor.watch(["MIGRATION"]) as watch:
-        moving = asyncio.create_task(vm1.migrate("hostd", MigrationParameters(bandwidth=2**20)))
-        assert await watch.wait(30, lambda event: event.data["status"] == "active")
     try:
+        async with vm1.monitor.watch(["MIGRATION"]) as watch:
+            slow = MigrationParameters(bandwidth=2**20)
+            moving = asyncio.create_task(vm1.migrate("hostd", slow))
+            assert await watch.wait(30, lambda event: event["data"]["status"] == "active")
         await operator.refused(REFUSED, "migration-busy", *MOVE)
-    finally:
         moving.cancel()
         await asyncio.gather(moving, return_exceptions=True)
+    finally:
         await vm1.plug()
         await vm1.address_hca()
 
