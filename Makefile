@@ -4,13 +4,16 @@ PYTHON := $(VENV)/bin/python
 RUN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint soak bench lock
+.PHONY: help setup demo test lint soak bench vfio lock
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install Debian packages and make .venv (idempotent; says what it installs)
 	@testbed/setup.sh $(VENV)
+
+demo: setup ## Watch an MPI program compute on while both of its guests move, twice (root; two minutes)
+	$(RUN)/kawarimi demo
 
 lint: setup ## Format check, ruff, mypy --strict
 	$(RUN)/ruff format --check .
@@ -21,7 +24,7 @@ test: lint ## Linters and the whole test suite, real guests included (root)
 	$(PYTHON) -m pytest
 
 soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; an hour)
-	$(PYTHON) -m pytest -m soak tests/soak tests/ompi
+	$(PYTHON) -m pytest -m soak
 	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py tests/ompi/test_ucp_switching.py \
 	  tests/ompi/test_ucp_pending.py -k "two_ranks or grow" --timeout 3000
 

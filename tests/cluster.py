@@ -51,10 +51,16 @@ class Operator:
         """Return the text of the bridge's configuration."""
         return (self.testbed.keeper.folder / CONFIG).read_text()
 
+    def variant(self, file: Path, old: str, new: str) -> Path:
+        """Write the configuration with something replaced wherever it stands."""
+        assert old in self.config
+        file.write_text(self.config.replace(old, new))
+        return file
+
     def operations(self) -> list[str]:
         """Return the operations that have left anything."""
         folder = self.state / "operations"
-        return sorted(path.name for path in folder.glob("*/journal.jsonl"))
+        return sorted(path.parent.name for path in folder.glob("*/journal.jsonl"))
 
     async def run(self, *words: str) -> Completed:
         return await run_bridge(self.testbed, self.state, words)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import msgspec
@@ -18,7 +17,6 @@ from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.qmp import Monitor
 from kawarimi_testbed import qemu
 from kawarimi_testbed.agents import connect_agent, context_in
-from kawarimi_testbed.forward import forward_socket
 from kawarimi_testbed.image.build import Image
 from kawarimi_testbed.keeper import Kill
 from kawarimi_testbed.ownership import KeeperClient
@@ -220,11 +218,6 @@ class Guest:
         raise ExecutionFailed(
             Slug.QEMU_GONE, f"No QEMU runs {self.name}.", hint=f"see {self._logs}"
         )
-
-    def forward(self, socket: str) -> AbstractAsyncContextManager[Path]:
-        """Make a unix socket of the guest one of this machine; see `forward.forward_socket`."""
-        namespace = self.topology.switch_namespace
-        return forward_socket(self._keeper.folder, namespace, self.ethernet_address, socket)
 
     async def save_kernel_log(self) -> None:
         """Write the guest's kernel log to its logs, if it still answers."""

@@ -15,7 +15,7 @@ from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Slug
 
 _MARKER = "/run/ring"
-_START_DEADLINE_S = 60.0
+_START_DEADLINE_S = 180.0
 _END_DEADLINE_S = 60.0
 _BLOCK = 16384
 

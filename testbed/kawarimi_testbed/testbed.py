@@ -15,7 +15,6 @@ from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.agents import KEYS
 from kawarimi_testbed.bridge import write_bridge_config
 from kawarimi_testbed.commands import require_programs, require_root
-from kawarimi_testbed.forward import SSH_KEY
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.image.build import Image
 from kawarimi_testbed.keeper import Description, Release
@@ -151,8 +150,6 @@ class Testbed:
             log = self.logs / "payload.log"
             image = folder / "payload.img"
             write_payload(self.topology, Path(work), image, folder / KEYS, log, self._programs)
-            if self.topology.ssh:
-                shutil.copy2(Path(work) / "ssh/id_ed25519", folder / SSH_KEY)
 
     async def _end(self, error: BaseException | None) -> None:
         if error is not None and not isinstance(error, _NO_FAILURE):

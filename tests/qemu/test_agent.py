@@ -14,7 +14,6 @@ from kawarimi_bridge.agents import AgentClient
 from kawarimi_testbed.agents import KEYS, context_in, endpoint
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.testbed import Testbed
-from kawarimi_testbed.topology import Topology
 from kawarimi_wire.errors import ExecutionFailed, OutcomeUnknown, PreflightRefused, Slug, UsageError
 from kawarimi_wire.keys import generate, load_pair, load_public
 from kawarimi_wire.messages import (
@@ -34,7 +33,7 @@ from kawarimi_wire.messages import (
     VerbsDevice,
 )
 
-IDLE_S = 20
+IDLE_S = 10
 MOST_MEMORY_KB = 40_000
 PORT = 9999
 ANSWER_S = 60.0
@@ -42,9 +41,8 @@ ANSWER_S = 60.0
 
 
 @pytest.fixture(scope="module")
-async def testbed(start_testbed) -> AsyncIterator[Testbed]:
-    async with start_testbed(Topology(name="agents", agents=True)) as testbed:
-        yield testbed
+def testbed(at_home: Testbed) -> Testbed:
+    return at_home
 
 
 @pytest.fixture(scope="module")

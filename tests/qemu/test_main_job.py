@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 from collections.abc import AsyncIterator
 
@@ -15,85 +14,87 @@ import pytest
 
 from cluster import Operator, assert_fabric, phase_of, states, verbs_traffic
 from kawarimi_testbed.guest import Guest
-from kawarimi_testbed.job import running_ring
+from kawarimi_testbed.job import Lap, RingJob, running_ring
 from kawarimi_testbed.testbed import Testbed
-from kawarimi_testbed.topology import DEFAULT_HOSTS, HostSpec, Topology
 from kawarimi_wire.errors import ExecutionFailed, ExitCode
 from kawarimi_wire.phases import Phase, PhaseState
+from kawarimi_wire.record import OperationRecord
 
-CYCLES = int(os.environ.get("KAWARIMI_CYCLES", "1"))
-"""Times that a job goes all ways; `make soak` asks for five."""
 WAYS = ("hostb", "hostd", "hostc", "hosta")
 """From hosta: InfiniBand → Ethernet → Ethernet → InfiniBand (another) → InfiniBand (another)."""
-HOSTS = (*DEFAULT_HOSTS, HostSpec("hostd", None))
 SKIPPED_WITHOUT_FABRIC = (Phase.PLUG, Phase.REPROBE, Phase.RESELECT)
 
-pytestmark = pytest.mark.timeout(1800 if CYCLES > 1 else 300)
+
+@pytest.fixture(scope="module")
+def testbed(at_home: Testbed) -> Testbed:
+    return at_home
 
 
 @pytest.fixture(scope="module")
-async def testbed(start_testbed) -> AsyncIterator[Testbed]:
-    async with start_testbed(Topology(name="job", hosts=HOSTS, agents=True)) as testbed:
-        yield testbed
-
-
-@pytest.fixture(scope="module")
-def operator(testbed) -> Operator:
-    return Operator(testbed, testbed.logs / "bridge")
-
-
-@pytest.mark.parametrize("ranks_per_guest", [1, 2])
-async def test_all_ways(testbed, operator, figure, ranks_per_guest):
-    await operator.bring("hosta")
-    guests = operator.guests
-    downtime, gaps = [], []
-    async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest) as job:
-        await assert_fabric(testbed, guests, "hosta")
-        for _ in range(CYCLES):
-            for host in WAYS:
-                before = await job.laps()
-                record = await operator.migrate(host)
-                await assert_fabric(testbed, guests, host)
-                fabric = testbed.topology.host(host).fabric
-                for name, ended in zip(guests, states(record), strict=True):
-                    skipped = {p for p, state in ended.items() if state is PhaseState.SKIPPED}
-                    assert skipped >= set(() if fabric else SKIPPED_WITHOUT_FABRIC), name
-                    assert ended[Phase.MIGRATE] is PhaseState.DONE
-                    assert (ended[Phase.RESELECT] is PhaseState.DONE) == bool(fabric)
-                assert (await job.laps())[-1].iterations > before[-1].iterations
-                downtime += [guest.downtime_s for guest in record.guests]
-                gaps.append(record.longest_gap_s)
+async def job(testbed, operator) -> AsyncIterator[RingJob]:
+    """One job, two ranks per guest, for most of the tests here; nothing disturbs it."""
+    async with running_ring(testbed, operator.guests, ranks_per_guest=2) as job:
+        yield job
     assert job.report is not None
     assert job.report.errors == 0
-    figure(
-        f"{CYCLES * len(WAYS)} moves of both guests; QEMU's downtime at most "
-        f"{max(downtime) * 1e3:.0f} ms, a rank's longest gap in a switch "
-        f"{max(gaps) * 1e3:.0f} ms, the program's longest exchange "
-        f"{job.report.longest_s * 1e3:.0f} ms"
+    assert job.report.iterations > 0
+
+
+async def go_all_ways(operator: Operator, job: RingJob) -> list[OperationRecord]:
+    """Move both guests all ways; see after each where they are, and what carries the traffic."""
+    records = []
+    for host in WAYS:
+        before = await job.laps()
+        record = await operator.migrate(host)
+        await assert_fabric(operator.testbed, operator.guests, host)
+        fabric = operator.testbed.topology.host(host).fabric
+        for ended in states(record):
+            skipped = {phase for phase, state in ended.items() if state is PhaseState.SKIPPED}
+            assert skipped >= set(() if fabric else SKIPPED_WITHOUT_FABRIC)
+            assert ended[Phase.MIGRATE] is PhaseState.DONE
+            assert (ended[Phase.RESELECT] is PhaseState.DONE) == bool(fabric)
+        assert (await job.laps())[-1].iterations > before[-1].iterations
+        records.append(record)
+    return records
+
+
+def noticed(records: list[OperationRecord], laps: list[Lap]) -> str:
+    """Put into a line what a job noticed of operations."""
+    downtime = max(guest.downtime_s or 0 for record in records for guest in record.guests)
+    return (
+        f"{len(records)} moves of both guests; QEMU's downtime at most {downtime * 1e3:.0f} ms, a "
+        f"rank's longest gap in a switch {max(r.longest_gap_s for r in records) * 1e3:.0f} ms, "
+        f"the program's longest exchange {max(lap.longest_s for lap in laps) * 1e3:.0f} ms"
     )
 
 
-async def test_a_job_started_without_hca_gains_one(testbed, operator):
-    await operator.bring("hostb")
-    async with running_ring(testbed, operator.guests, ranks_per_guest=2) as job:
-        assert await verbs_traffic(testbed.guest("vm1")) is None
-        await operator.migrate("hostc")
-        await assert_fabric(testbed, operator.guests, "hostc")
+async def test_all_ways(operator, job, figure):
+    before = len(await job.laps())
+    records = await go_all_ways(operator, job)
+    figure(noticed(records, (await job.laps())[before:]))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks_per_guest", [1, 2])
+async def test_all_ways_five_times_in_a_row(testbed, operator, figure, ranks_per_guest):
+    await operator.bring("hosta")
+    guests = operator.guests
+    async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest) as job:
+        records = [record for _ in range(5) for record in await go_all_ways(operator, job)]
+        laps = await job.laps()
     assert job.report is not None
     assert job.report.errors == 0
+    figure(noticed(records, laps))
 
 
-async def test_one_guest_moves_and_the_other_takes_part(testbed, operator):
+async def test_one_guest_moves_and_the_other_takes_part(testbed, operator, job):
     """The job leaves the fabric in both guests, and comes back to it with the guest that left."""
     await operator.bring("hosta")
-    stays = testbed.guest("vm2")
-    async with running_ring(testbed, operator.guests) as job:
-        await operator.operate("migrate", "vm1=hostb")
-        assert await verbs_traffic(stays) == 0
-        await operator.operate("migrate", "vm1=hosta")
-        await assert_fabric(testbed, operator.guests, "hosta")
-    assert job.report is not None
-    assert job.report.errors == 0
+    await operator.operate("migrate", "vm1=hostb")
+    assert await verbs_traffic(testbed.guest("vm2")) == 0
+    await operator.operate("migrate", "vm1=hosta")
+    await assert_fabric(testbed, operator.guests, "hosta")
 
 
 BEFORE = (Phase.PREPARE, Phase.DRAIN, Phase.RELEASE, Phase.UNPLUG, Phase.MIGRATE)
@@ -101,72 +102,92 @@ BEFORE = (Phase.PREPARE, Phase.DRAIN, Phase.RELEASE, Phase.UNPLUG, Phase.MIGRATE
 AFTER = (Phase.PLUG, Phase.REPROBE, Phase.RESELECT)
 
 
-async def test_interrupted_in_every_phase(testbed, operator):
-    """Before the point of no return: back. After it: told that it cannot be, and seen through."""
+async def interrupt(operator: Operator, to: str, phase: Phase) -> tuple[int, str, str]:
+    """Interrupt a move in a phase; return its exit code, its result, and what it said."""
+    async with operator.begun("migrate", *operator.guests, "--to", to) as begun:
+        await begun.until_running(phase)
+        begun.process.send_signal(signal.SIGINT)
+        code, record, said = await begun.end()
+    return code, record.result, said
+
+
+@pytest.mark.parametrize("phase", BEFORE)
+async def test_interrupted_before_the_point_of_no_return(testbed, operator, job, phase):
     await operator.bring("hosta")
-    guests = operator.guests
-    async with running_ring(testbed, guests, ranks_per_guest=2) as job:
-        for phase in BEFORE:
-            async with operator.begun("migrate", *guests, "--to", "hostc") as begun:
-                await begun.until_running(phase)
-                begun.process.send_signal(signal.SIGINT)
-                code, record, said = await begun.end()
-            assert (code, record.result) == (ExitCode.INTERRUPTED, "rolled-back"), (phase, said)
-            assert "rolling back" in said
-            await assert_fabric(testbed, guests, "hosta")
-        places = ["hosta", "hostc"]
-        for phase in AFTER:
-            places.reverse()
-            async with operator.begun("migrate", *guests, "--to", places[0]) as begun:
-                await begun.until_running(phase)
-                begun.process.send_signal(signal.SIGINT)
-                code, record, said = await begun.end()
-            assert (code, record.result) == (ExitCode.COMPLETED, "completed"), (phase, said)
-            assert "cannot be undone" in said
-            await assert_fabric(testbed, guests, places[0])
-    assert job.report is not None
-    assert job.report.errors == 0
+    code, result, said = await interrupt(operator, "hostc", phase)
+    assert (code, result) == (ExitCode.INTERRUPTED, "rolled-back"), said
+    assert "rolling back" in said
+    await assert_fabric(testbed, operator.guests, "hosta")
 
 
-async def test_watched_and_aborted(testbed, operator):
+@pytest.mark.parametrize("phase", AFTER)
+async def test_interrupted_after_the_point_of_no_return(testbed, operator, job, phase):
+    """It is told that there is no way back, and what was begun is seen through."""
+    there = "hosta" if testbed.guest("vm1").host == "hostc" else "hostc"
+    code, result, said = await interrupt(operator, there, phase)
+    assert (code, result) == (ExitCode.COMPLETED, "completed"), said
+    assert "cannot be undone" in said
+    await assert_fabric(testbed, operator.guests, there)
+
+
+async def connections(testbed: Testbed) -> int:
+    """Count the connections to the agents from where the bridge speaks."""
+    words = ("ip", "netns", "exec", testbed.topology.switch_namespace, "ss", "-Htn")
+    asking = await asyncio.create_subprocess_exec(
+        *words, "state", "established", "dport", "7117", stdout=asyncio.subprocess.PIPE
+    )
+    return len((await asking.communicate())[0].splitlines())
+
+
+async def test_interrupted_in_preflight(testbed, operator, job):
+    """As soon as it has a connection to an agent: nothing was begun, and nothing is left."""
+    left, before = operator.operations(), await connections(testbed)
+    async with operator.begun("migrate", *operator.guests, "--to", "hostb") as begun:
+        async with asyncio.timeout(30):
+            while await connections(testbed) == before:
+                assert begun.process.returncode is None
+        begun.process.send_signal(signal.SIGINT)
+        _, err = await begun.process.communicate()
+    assert begun.process.returncode == ExitCode.INTERRUPTED
+    assert b"error [interrupted]" in err
+    assert operator.operations() == left
+
+
+SLOW = ("--bandwidth", "8")
+"""MiB/s: long enough for three commands."""
+
+
+async def test_watched_and_aborted(testbed, operator, job):
     """`status` sees it move, another operation is kept out, `abort` brings everything back."""
     await operator.bring("hosta")
     guests = operator.guests
-    async with running_ring(testbed, guests) as job:
-        async with operator.begun("migrate", *guests, "--to", "hostb") as begun:
-            await begun.until(lambda entry: "remaining" in entry.facts)
-            shown = await operator.run("status")
-            assert "MiB left" in shown.stdout
-            await operator.refused(
-                ExitCode.REFUSED, "guest-busy", "migrate", "vm1", "--to", "hostc"
-            )
-            assert (await operator.run("abort")).exit_code == 0
-            code, record, _ = await begun.end()
-        assert (code, record.result) == (ExitCode.INTERRUPTED, "rolled-back")
-        await assert_fabric(testbed, guests, "hosta")
-    assert job.report is not None
-    assert job.report.errors == 0
+    async with operator.begun("migrate", *guests, "--to", "hostb", *SLOW) as begun:
+        await begun.until(lambda entry: "remaining" in entry.facts)
+        shown = await operator.run("status")
+        assert "MiB left" in shown.stdout
+        await operator.refused(ExitCode.REFUSED, "guest-busy", "migrate", "vm1", "--to", "hostc")
+        assert (await operator.run("abort")).exit_code == 0
+        code, record, _ = await begun.end()
+    assert (code, record.result) == (ExitCode.INTERRUPTED, "rolled-back")
+    await assert_fabric(testbed, guests, "hosta")
 
 
-async def test_the_bridge_is_killed(testbed, operator):
+async def test_the_bridge_is_killed(testbed, operator, job):
     """What it leaves is named, ended by `cleanup`, and put right by `recover`."""
     await operator.bring("hosta")
     guests = operator.guests
-    async with running_ring(testbed, guests) as job:
-        async with operator.begun("migrate", *guests, "--to", "hostb") as begun:
-            await begun.until_running(Phase.MIGRATE)
-            begun.process.kill()
-            await begun.process.wait()
-        operation = operator.operations()[-1]
-        assert "killed" in (await operator.run("status", operation)).stdout
-        cleaned = await operator.run("cleanup")
-        assert cleaned.exit_code == 0
-        assert "ended the QEMU of vm1" in cleaned.stdout
-        record = await operator.operate("recover", *guests)
-        assert record.command == "recover"
-        await assert_fabric(testbed, guests, testbed.guest("vm1").host)
-    assert job.report is not None
-    assert job.report.errors == 0
+    async with operator.begun("migrate", *guests, "--to", "hostb", *SLOW) as begun:
+        await begun.until_running(Phase.MIGRATE)
+        begun.process.kill()
+        await begun.process.wait()
+    operation = operator.operations()[-1]
+    assert "killed" in (await operator.run("status", operation)).stdout
+    cleaned = await operator.run("cleanup")
+    assert cleaned.exit_code == 0
+    assert "ended the QEMU of vm1" in cleaned.stdout
+    record = await operator.operate("recover", *guests)
+    assert record.command == "recover"
+    await assert_fabric(testbed, guests, "hosta")
 
 
 async def take_link_down(guest: Guest, host: str) -> None:
@@ -182,9 +203,11 @@ async def take_link_down(guest: Guest, host: str) -> None:
 
 
 async def test_a_link_that_never_comes_up(testbed, operator):
+    """A job that was started without any HCA computes on, and gains one when the link is mended."""
     await operator.bring("hostb")
     guests = operator.guests
-    async with running_ring(testbed, guests) as job:
+    async with running_ring(testbed, guests, ranks_per_guest=2) as job:
+        assert await verbs_traffic(testbed.guest("vm1")) is None
         breaking = [take_link_down(guest, "hostc") for guest in testbed.guests.values()]
         moving = operator.migrate("hostc", "--deadline", "reprobe=5", code=ExitCode.DEGRADED)
         record, *_ = await asyncio.gather(moving, *breaking)

@@ -18,9 +18,9 @@ from kawarimi_bridge.locks import guests_held, held
 from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.operation.diary import Diary
 from kawarimi_bridge.operation.operation import Operation, Options
-from kawarimi_bridge.operation.plan import Plan, find_moves, make_plan
+from kawarimi_bridge.operation.plan import Plan, check_names, find_moves, make_plan
 from kawarimi_bridge.operations import LOCK, OperationFolder, new_operation, operations_dir
-from kawarimi_bridge.session import open_session
+from kawarimi_bridge.session import Session, open_session
 from kawarimi_wire.errors import ExitCode, Interrupted, Slug, UsageError
 from kawarimi_wire.phases import PHASES, Mode, Phase, Result
 from kawarimi_wire.record import Entry, Move, OperationRecord
@@ -152,13 +152,11 @@ async def operate(
     folder = OperationFolder(operations_dir() / new_operation())
     signals = _Signals()
     began = time.monotonic()
+    check_names(config, guests, to.values())
     try:
-        async with open_session(config) as session:
-            moves = await find_moves(config, session.hypervisor, guests, to)
-            with guests_held([move.guest for move in moves]), contextlib.ExitStack() as stack:
-                plan = await make_plan(
-                    config, session.hypervisor, session.agents, moves, session.unreachable
-                )
+        with guests_held(guests), contextlib.ExitStack() as stack:
+            async with open_session(config) as session:
+                plan = await _plan(session, guests, to)
                 stack.enter_context(held(folder.folder / LOCK))
                 diary = Diary(folder, command, options.mode, plan.moves, on_entry)
                 diary.preflight(time.monotonic() - began, **_plan_as_dict(plan))
@@ -176,11 +174,17 @@ async def look(config: Config, guests: Sequence[str], to: Mapping[str, str]) -> 
 
     :raise KawarimiError: it would be refused.
     """
-    async with open_session(config) as session:
-        moves = await find_moves(config, session.hypervisor, guests, to)
-        return await make_plan(
-            config, session.hypervisor, session.agents, moves, session.unreachable
-        )
+    check_names(config, guests, to.values())
+    with guests_held(guests):
+        async with open_session(config) as session:
+            return await _plan(session, guests, to)
+
+
+async def _plan(session: Session, guests: Sequence[str], to: Mapping[str, str]) -> Plan:
+    moves = await find_moves(session.config, session.hypervisor, guests, to)
+    return await make_plan(
+        session.config, session.hypervisor, session.agents, moves, session.unreachable
+    )
 
 
 def _finish(record: OperationRecord, as_json: bool, as_lines: bool) -> int:

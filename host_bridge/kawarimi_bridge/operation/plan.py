@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kawarimi_agent.barriers import preflight
@@ -76,21 +76,32 @@ class Plan:
         return tuple(dict.fromkeys(names))
 
 
+def check_names(config: Config, guests: Sequence[str], hosts: Iterable[str]) -> None:
+    """Refuse names that the configuration does not have, and guests that are named twice.
+
+    :raise UsageError: `unknown-guest`, `unknown-host`, or `bad-usage`.
+    """
+    for guest, times in Counter(guests).items():
+        config.guest(guest)
+        if times > 1:
+            raise UsageError(
+                Slug.BAD_USAGE,
+                f"{guest} is named {times} times.",
+                untouched="nothing was begun",
+                hint="name each guest once, with one destination",
+            )
+    for host in hosts:
+        config.host(host)
+
+
 async def find_moves(
     config: Config, hypervisor: Hypervisor, guests: Sequence[str], to: Mapping[str, str]
 ) -> tuple[Move, ...]:
     """Return the way of each guest from where it is.
 
     :param to: the destination of each guest; one that is not named stays where it is.
-    :raise UsageError: `unknown-guest`, `unknown-host`, or `bad-usage` for a guest named twice.
     :raise PreflightRefused: `qmp-unreachable`.
     """
-    for guest, times in Counter(guests).items():
-        config.guest(guest)
-        if times > 1:
-            raise UsageError(Slug.BAD_USAGE, f"{guest} is named {times} times.")
-    for host in to.values():
-        config.host(host)
     sources = await asyncio.gather(*(hypervisor.locate(guest) for guest in guests))
     return tuple(
         Move(
