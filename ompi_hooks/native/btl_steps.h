@@ -21,8 +21,8 @@ const char *kw_program_refusal(void);
 const char *kw_fallback_select(void);
 
 /* Choose a side whose tables were built. From the first time on, messages may need tending: a
- * rendezvous may wait unmatched for as long as the program likes, and is acknowledged only on the BTL
- * that it came on, or when somebody retries. */
+ * rendezvous may wait unmatched for as long as the program likes, and is acknowledged only on
+ * the BTL that it came on, or when somebody retries. */
 void kw_side_select(enum kw_side side);
 
 /* Close a fabric that nothing is outstanding on, and which is not chosen: the next part of that.

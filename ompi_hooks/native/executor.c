@@ -12,13 +12,12 @@
 
 enum { COMMANDS = 1, TENDING = 2, TELLING = 4 };
 
-/* Why the progress function has anything to do; 0 until the first switch, and then it does nothing
- * else than read this.
- * COMMANDS: set by the link's thread after it queued a command, cleared by the rank's thread before
- * it empties the queue, so that no command is overlooked.
- * TENDING: set by the rank's thread while kw_kind_needs_tending().
- * TELLING: set and cleared by the rank's thread: a switch is complete, and the program, which a poke
- * had interrupted, has not been told. */
+/* Why the progress function has anything to do; 0 until the first switch, and then it does
+ * nothing else than read this. COMMANDS: set by the link's thread after it queued a command,
+ * cleared by the rank's thread before it empties the queue, so that no command is overlooked.
+ * TENDING: set by the rank's thread while kw_kind_needs_tending(). TELLING: set and cleared by
+ * the rank's thread: a switch is complete, and the program, which a poke had interrupted, has
+ * not been told. */
 atomic_uint kw_executor_needed;
 
 /* Of the rank's thread: our code is on its stack. The progress function may be called from there

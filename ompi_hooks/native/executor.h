@@ -5,7 +5,8 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-/* Not 0 if kw_executor_serve() may have something to do: all that the progress loop has to look at. */
+/* Not 0 if kw_executor_serve() may have something to do: all that the progress loop has to look
+ * at. */
 extern atomic_uint kw_executor_needed;
 
 /* Execute what is queued, and stay while the rank is parked, if this is a safe point. Only for the

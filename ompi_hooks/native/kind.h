@@ -1,5 +1,6 @@
 /* What a kind of shim gives to the parts that all kinds share (executor.c, steps.c, program.c,
- * poke.c, link.c). One kind is linked into each shim: `btl` (commands.c) or `ucp` (ucp/commands.c). */
+ * poke.c, link.c). One kind is linked into each shim: `btl` (commands.c) or `ucp`
+ * (ucp/commands.c). */
 #ifndef KAWARIMI_NATIVE_KIND_H
 #define KAWARIMI_NATIVE_KIND_H
 
@@ -11,9 +12,9 @@
 
 enum kw_direction { KW_NEITHER, KW_LEAVE, KW_TAKE, KW_HOLDING };
 
-/* A command that the kind executes. Those of a direction are its steps, in the order of the list; a
- * command may be a step of several. `patient`: the program may defer it. What comes later in a switch
- * it cannot: the ranks would wait for each other between two transports. */
+/* A command that the kind executes. Those of a direction are its steps, in the order of the
+ * list; a command may be a step of several. `patient`: the program may defer it. What comes
+ * later in a switch it cannot: the ranks would wait for each other between two transports. */
 struct kw_entry {
     uint32_t code;
     enum kw_direction direction;

@@ -1,5 +1,5 @@
-/* What the steps of every kind share: where the rank stands, and how each answers. Inside the shim's
- * executor only; all of it runs in the rank's thread, at a safe point. */
+/* What the steps of every kind share: where the rank stands, and how each answers. Inside the
+ * shim's executor only; all of it runs in the rank's thread, at a safe point. */
 #ifndef KAWARIMI_NATIVE_STEP_H
 #define KAWARIMI_NATIVE_STEP_H
 

@@ -1,5 +1,5 @@
-/* What Open MPI publishes as a worker's address, and ranks tell each other in a switch: whose it is,
- * and UCX's own address. Knows nothing of UCX, so that a fuzzer can run it alone. */
+/* What Open MPI publishes as a worker's address, and ranks tell each other in a switch: whose it
+ * is, and UCX's own address. Knows nothing of UCX, so that a fuzzer can run it alone. */
 #ifndef KAWARIMI_NATIVE_UCP_ADDRESS_H
 #define KAWARIMI_NATIVE_UCP_ADDRESS_H
 

@@ -28,8 +28,8 @@ size_t kw_request_size;
 static unsigned foreign_contexts;
 static ucp_worker_params_t worker_params;
 
-/* Of a process that asked for MPI_THREAD_MULTIPLE: its worker is UCX's own, and only its address ours,
- * so that its peers can tell whose it is. */
+/* Of a process that asked for MPI_THREAD_MULTIPLE: its worker is UCX's own, and only its address
+ * ours, so that its peers can tell whose it is. */
 static ucp_worker_h plain_worker;
 
 /* Why this process cannot be switched; NULL if nothing is known against it. */
@@ -73,8 +73,8 @@ static ucs_status_t foreign_init(unsigned major, unsigned minor, const ucp_param
     return status;
 }
 
-/* A side that is there: the fabric if it can be. Its context stays UCX's, made as the program asked, so
- * that it can be handed through if something turns out to be against it. */
+/* A side that is there: the fabric if it can be. Its context stays UCX's, made as the program
+ * asked, so that it can be handed through if something turns out to be against it. */
 static enum kw_ucp_side choose_side(void) {
     ucp_context_h trial;
     bool present = false;
@@ -292,7 +292,8 @@ KW_EXPORT unsigned ucp_worker_progress(ucp_worker_h worker) {
     if (KW_UNLIKELY(atomic_load_explicit(&kw_executor_needed, memory_order_relaxed) != 0)) {
         kw_shim_begin_once();
         done += kw_executor_serve();
-        /* What the program waits for needs others to run: other ranks, and the agent that leads them. */
+        /* What the program waits for needs others to run: other ranks, and the agent that leads
+         * them. */
         if (kw_worker.sends_wait) {
             sched_yield();
         }

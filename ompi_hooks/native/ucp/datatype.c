@@ -161,7 +161,8 @@ ucs_status_t kw_datatype_unpack(const struct kw_slot *receive, const void *bytes
 }
 
 void kw_datatype_pin(struct kw_slot *slot) {
-    const struct generic *generic = kw_datatype_is_generic(slot->datatype) ? generic_of(slot->datatype) : NULL;
+    const struct generic *generic =
+        kw_datatype_is_generic(slot->datatype) ? generic_of(slot->datatype) : NULL;
 
 #ifdef KW_ABLATE_PIN
     return;

@@ -37,8 +37,8 @@ static ucs_status_t connect_to(struct kw_endpoint *endpoint, const void *publish
     return real_create(address + 1, &endpoint->real);
 }
 
-/* For a worker that is handed through; the peer's may not be. The parameters may be longer than those
- * that we know, so they are changed in place for the time of the call. */
+/* For a worker that is handed through; the peer's may not be. The parameters may be longer than
+ * those that we know, so they are changed in place for the time of the call. */
 static ucs_status_t plain_create(ucp_worker_h worker, const ucp_ep_params_t *params,
                                  ucp_ep_h *result) {
     ucp_ep_params_t *changed = (ucp_ep_params_t *)params;

@@ -49,9 +49,9 @@ extern struct kw_real {
     KW_REAL_FUNCTIONS(KW_REAL_MEMBER)
 } kw_real;
 
-/* Find them, the first time. To be called in every function of ours that may be the first of a process
- * to be called: those that make something out of nothing. What this libucp does not have is NULL: its
- * callers cannot have been linked against it. */
+/* Find them, the first time. To be called in every function of ours that may be the first of a
+ * process to be called: those that make something out of nothing. What this libucp does not have
+ * is NULL: its callers cannot have been linked against it. */
 void kw_real_find(void);
 
 /* Is this a UCX whose public interface is the one that we were written for? */

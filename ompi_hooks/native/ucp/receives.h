@@ -4,8 +4,8 @@
 
 #include "objects.h"
 
-/* Take back from UCX every receive that no message is known for. Those that have been matched finish
- * there; kw_receives_active() counts them. From now on receives wait. May be repeated. */
+/* Take back from UCX every receive that no message is known for. Those that have been matched
+ * finish there; kw_receives_active() counts them. From now on receives wait. May be repeated. */
 void kw_receives_withdraw(void);
 
 /* Receives that UCX still has, after they were withdrawn. */

@@ -16,7 +16,7 @@ static void on_sent(void *request, ucs_status_t status, void *unused) {
 static inline void real_send(struct kw_slot *slot, struct kw_endpoint *endpoint, const void *buffer,
                              size_t count, ucp_datatype_t datatype, ucp_tag_t tag,
                              bool synchronous) {
-    ucp_request_param_t param; /* no more of it is set than its mask says: every message comes here */
+    ucp_request_param_t param; /* no more of it is set than its mask says: it is in every message */
     ucs_status_ptr_t result;
 
     param.op_attr_mask = UCP_OP_ATTR_FIELD_REQUEST | UCP_OP_ATTR_FIELD_CALLBACK |

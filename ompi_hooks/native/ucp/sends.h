@@ -4,8 +4,8 @@
 
 #include "objects.h"
 
-/* Send what waits, in order, and let sends through from now on. Calls the application back, which may
- * send more. */
+/* Send what waits, in order, and let sends through from now on. Calls the application back,
+ * which may send more. */
 void kw_sends_release(void);
 
 #endif

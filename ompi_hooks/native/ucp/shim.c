@@ -38,8 +38,8 @@ static bool read_number(const char *name, uint32_t *value) {
     return errno == 0 && *end == 0;
 }
 
-/* Open MPI 4.1's PMIx namespace is its number of the job; that of PRRTE is a text that ends in '@' and
- * the number of the job in its family. */
+/* Open MPI 4.1's PMIx namespace is its number of the job; that of PRRTE is a text that ends in
+ * '@' and the number of the job in its family. */
 static bool read_jobid(void) {
     const char *namespace = getenv("PMIX_NAMESPACE");
     const char *at;
@@ -110,7 +110,8 @@ static bool is_initialized(void) {
     return initialized == NULL || (initialized(&yes) == 0 && yes);
 }
 
-/* Where MPI may be in another thread than the one that calls it first, a poke could enter it twice. */
+/* Where MPI may be in another thread than the one that calls it first, a poke could enter it
+ * twice. */
 static void poke(void) {
     int (*query)(int *) = NULL;
     int provided = 0;
@@ -140,9 +141,10 @@ void kw_shim_begin_once(void) {
     kw_program_begin(refusal);
     kw_poke_start();
     kw_link_wait_for(is_initialized);
-    rc = agent == NULL ? EINVAL
-                       : kw_link_start(agent, &hello, refusal == NULL ? kw_executor_attention : nobody,
-                                       poke);
+    rc = EINVAL;
+    if (agent != NULL) {
+        rc = kw_link_start(agent, &hello, refusal == NULL ? kw_executor_attention : nobody, poke);
+    }
     if (rc != 0) {
         kw_shim_refuse("the connection to the guest agent could not be prepared");
     }
@@ -168,8 +170,8 @@ void kw_shim_finish(void) {
 
 const char *kw_shim_program_refusal(void) {
     if (kw_endpoints_foreign()) {
-        return "the program is connected to another job (spawn or connect), or was, or to a process "
-               "without the shim: Open MPI keeps the connections until MPI_Finalize";
+        return "the program is connected to another job (spawn or connect), or was, or to a "
+               "process without the shim: Open MPI keeps the connections until MPI_Finalize";
     }
     if (kw_contexts_foreign() > 0) {
         return "the program uses UCX beside its messages too (a window of osc/ucx): start it with "

@@ -8,8 +8,8 @@
 #include "side.h"
 #include "step.h"
 
-/* Who this process is, by what the launcher of Open MPI left in its environment. Returns NULL, or why
- * it cannot be switched. */
+/* Who this process is, by what the launcher of Open MPI left in its environment. Returns NULL,
+ * or why it cannot be switched. */
 const char *kw_shim_identify(void);
 
 uint32_t kw_shim_jobid(void);
@@ -26,8 +26,8 @@ void kw_shim_arm(enum kw_ucp_side side, const char *refusal);
 /* Do so, unless it has been done. */
 void kw_shim_begin_once(void);
 
-/* The program begins to part with its peers: let a switch that is under way end, for a bounded time,
- * and take part in none any more. Idempotent. */
+/* The program begins to part with its peers: let a switch that is under way end, for a bounded
+ * time, and take part in none any more. Idempotent. */
 void kw_shim_finish(void);
 
 /* What the program does at the moment that a switch would break; NULL if nothing. */

@@ -117,7 +117,8 @@ ucs_status_t kw_side_open(enum kw_ucp_side side, ucp_context_h *context, bool *p
     return status;
 }
 
-/* UCX's names for several transports at once (ucs/config and uct's aliases), and what they contain. */
+/* UCX's names for several transports at once (ucs/config and uct's aliases), and what they
+ * contain. */
 static bool transport_matches(const char *alias, const char *transport) {
     static const struct {
         const char *alias, *pattern;
@@ -139,8 +140,10 @@ static bool transport_matches(const char *alias, const char *transport) {
     return false;
 }
 
-/* The one public way to learn what a context is made of is to have it printed; Open MPI's common/ucx
- * reads the same lines. */
+#define RESOURCE_LINE "# resource %*d : md %*d dev %*d flags -- %255[^/ \n]/"
+
+/* The one public way to learn what a context is made of is to have it printed; Open MPI's
+ * common/ucx reads the same lines. */
 bool kw_side_is_present(enum kw_ucp_side side, ucp_context_h context) {
     char line[TEXT], transport[TEXT], *text = NULL;
     bool present = false;
@@ -154,9 +157,9 @@ bool kw_side_is_present(enum kw_ucp_side side, ucp_context_h context) {
     fflush(stream);
     rewind(stream);
     while (!present && fgets(line, sizeof line, stream) != NULL) {
-        present = sscanf(line, "# resource %*d : md %*d dev %*d flags -- %255[^/ \n]/", transport) ==
-                      1 &&
-                  transport_matches(sides[side].name, transport);
+        int found = sscanf(line, RESOURCE_LINE, transport);
+
+        present = found == 1 && transport_matches(sides[side].name, transport);
     }
     fclose(stream);
     free(text);

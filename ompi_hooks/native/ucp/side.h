@@ -6,8 +6,8 @@
 
 enum kw_ucp_side { KW_UCP_FABRIC, KW_UCP_FALLBACK };
 
-/* Read from the environment what the launcher chose: the sides' names and transports. Returns NULL, or
- * why this process cannot be switched (static text). */
+/* Read from the environment what the launcher chose: the sides' names and transports. Returns
+ * NULL, or why this process cannot be switched (static text). */
 const char *kw_sides_read(void);
 
 const char *kw_side_name(enum kw_ucp_side side);

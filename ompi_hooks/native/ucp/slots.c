@@ -9,7 +9,8 @@ static size_t application_size;
 static ucp_request_init_callback_t application_init;
 static ucp_request_cleanup_callback_t application_cleanup;
 
-/* All memory that was ever made, and the slots of it that are not in use (linked by `next` only). */
+/* All memory that was ever made, and the slots of it that are not in use (linked by `next`
+ * only). */
 static struct chunk {
     struct chunk *next;
     char *bytes;

@@ -28,8 +28,8 @@ static inline ucp_datatype_t kw_slot_datatype(const ucp_request_param_t *param) 
                                                                    : ucp_dt_make_contig(1);
 }
 
-/* What UCX returned for `real` parameters that named this slot, which the operation may have completed
- * in place, as our caller is to see it. */
+/* What UCX returned for `real` parameters that named this slot, which the operation may have
+ * completed in place, as our caller is to see it. */
 ucs_status_ptr_t kw_slot_posted(struct kw_slot *slot, const ucp_request_param_t *param);
 
 /* It is done: tell the application, or the call that posts it. */

@@ -25,10 +25,12 @@ const char *kw_swap_transport(void);
 /* Let go of what waits, if the worker is there that it waits for. */
 void kw_swap_let_go(void);
 
-/* Do what a drain needs, between its waves. Returns false if there is no room for what has arrived. */
+/* Do what a drain needs, between its waves. Returns false if there is no room for what has
+ * arrived. */
 bool kw_swap_tend(void);
 
-/* Hold, for a rank that is parked; the side stays. Returns false if the rank is in no state for it. */
+/* Hold, for a rank that is parked; the side stays. Returns false if the rank is in no state for
+ * it. */
 bool kw_swap_quiesce(void);
 
 #endif
