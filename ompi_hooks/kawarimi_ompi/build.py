@@ -52,6 +52,8 @@ LINKER_FLAGS = (
 )
 LIBRARIES = ("-lopen-pal", "-lpthread", "-ldl")
 UCP_LIBRARIES = ("-lpthread", "-ldl")
+UCP_FLAGS = ("-fno-semantic-interposition",)
+"""Our functions of UCX's names call each other, and nobody stands in front of them."""
 
 _COMPILE_DEADLINE_S = 120
 
@@ -195,7 +197,7 @@ def component_directory(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
 def ucp_directory(flags: Sequence[str] = ()) -> Path:
     """Where the library of the kind `ucp` belongs, built or not."""
     sources = [native_sources(), native_sources() / "ucp"]
-    return cache_directory() / "hooks" / f"ucp-{_key(sources, flags)}"
+    return cache_directory() / "hooks" / f"ucp-{_key(sources, [*UCP_FLAGS, *flags])}"
 
 
 def build(open_mpi: OpenMpi, flags: Sequence[str] = ()) -> Path:
@@ -244,9 +246,9 @@ def build_ucp(compiler: str = "cc", flags: Sequence[str] = ()) -> Path:
         sources = [*sorted((native / "ucp").glob("*.c")), *common]
         # Not -I: one of our headers is named like one of the C library's.
         include: list[str | Path] = ["-iquote", native, "-iquote", native / "ucp"]
-        command: list[str | Path] = [compiler, *COMPILER_FLAGS, *flags, *include, *LINKER_FLAGS]
+        command: list[str | Path] = [compiler, *COMPILER_FLAGS, *UCP_FLAGS, *flags, *include]
         _run(
-            [*command, "-o", partial / UCP_LIBRARY, *sources, *UCP_LIBRARIES],
+            [*command, *LINKER_FLAGS, "-o", partial / UCP_LIBRARY, *sources, *UCP_LIBRARIES],
             "compiling the library",
             "the headers of UCX are needed",
         )

@@ -54,11 +54,16 @@ KW_EXPORT ucs_status_t ucp_request_test(void *request, ucp_tag_recv_info_t *info
     if (slot == NULL) {
         return kw_real.ucp_request_test(request, info);
     }
-    if (slot->state == KW_DONE && info != NULL &&
-        (slot->kind == KW_RECEIVE || slot->kind == KW_FETCH)) {
+    if (slot->kind != KW_RECEIVE && slot->kind != KW_FETCH) {
+        return ucp_request_check_status(request);
+    }
+    if (slot->state != KW_DONE) {
+        return UCS_INPROGRESS;
+    }
+    if (info != NULL) {
         *info = slot->info;
     }
-    return ucp_request_check_status(request);
+    return slot->status;
 }
 
 /* What was freed before it was done is completed without the application, and freed then. */
