@@ -22,9 +22,9 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
 @click.option(
     "--kind",
     type=click.Choice(["btl", "ucp"]),
-    default="ucp",
+    default="btl",
     show_default=True,
-    help="Kind of shim: below PML ucx, or for openib.",
+    help="Kind of shim: for openib, or below PML ucx.",
 )
 @click.option(
     "--out",
