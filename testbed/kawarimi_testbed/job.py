@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -14,7 +15,6 @@ from kawarimi_testbed.payload import COMPONENT_FOLDER
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Slug
 
-_MARKER = "/run/ring"
 _START_DEADLINE_S = 180.0
 _END_DEADLINE_S = 60.0
 _BLOCK = 16384
@@ -47,13 +47,14 @@ class RingJob:
     :ivar report: what it said at its end; None before.
     """
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, marker: str) -> None:
         self.report: RingReport | None = None
         self._guest = guest
+        self._marker = marker
 
     async def laps(self) -> list[Lap]:
         """Return all laps so far."""
-        written = await self._guest.run(["cat", _MARKER])
+        written = await self._guest.run(["cat", self._marker])
         rows = (
             line.split() for line in written.stdout.splitlines(keepends=True) if line[-1] == "\n"
         )
@@ -77,10 +78,11 @@ async def running_ring(
         say at its end that every byte was right.
     """
     first = testbed.guest(guests[0])
+    marker = f"/run/ring-{secrets.token_hex(4)}"  # several may run at once
     line = mpirun_line(
         testbed.topology,
         guests,
-        ["ring", str(seconds), str(_BLOCK), _MARKER],
+        ["ring", str(seconds), str(_BLOCK), marker],
         ranks_per_guest=ranks_per_guest,
     )
     wrapper = ["kawarimi", "run", "--kind", kind, "--include", ETHERNET]
@@ -90,14 +92,13 @@ async def running_ring(
         # The one that is there with any address; UCX looks for others first.
         "OMPI_MCA_mca_base_env_list": "UCX_IB_GID_INDEX=0",
     }
-    await first.run(["rm", "-f", _MARKER])
     running = asyncio.create_task(
         first.run([*wrapper, *line], env=launcher, deadline_s=seconds + _END_DEADLINE_S)
     )
-    job = RingJob(first)
+    job = RingJob(first, marker)
     try:
         started = asyncio.create_task(
-            first.run(f"until [ -s {_MARKER} ]; do sleep 0.05; done", deadline_s=_START_DEADLINE_S)
+            first.run(f"until [ -s {marker} ]; do sleep 0.05; done", deadline_s=_START_DEADLINE_S)
         )
         await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
@@ -107,7 +108,7 @@ async def running_ring(
         yield job
         if running.done():
             raise _ended_early(running)
-        await first.run(["rm", _MARKER])  # it looks for this between two iterations
+        await first.run(["rm", marker])  # it looks for this between two iterations
         ended = await asyncio.wait_for(running, _END_DEADLINE_S)
     finally:
         running.cancel()

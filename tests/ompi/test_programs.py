@@ -18,7 +18,7 @@ from kawarimi_wire.errors import KawarimiError
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
-SWITCHES_AT_LEAST = 10
+SWITCHES_AT_LEAST = 5
 
 
 @pytest.fixture(params=["btl", "ucp"])

@@ -16,7 +16,7 @@ from conftest import run
 from kawarimi_ompi.build import OpenMpi, find_open_mpi
 from kawarimi_ompi.protocol import State
 
-pytestmark = [pytest.mark.root, pytest.mark.netns]
+pytestmark = [pytest.mark.root, pytest.mark.netns, pytest.mark.soak]
 
 Program = Callable[[str], Path]
 

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 Program = Callable[[str], Path]
 
-SWITCHES = int(os.environ.get("KAWARIMI_SWITCHES", "500"))
+SWITCHES = int(os.environ.get("KAWARIMI_SWITCHES", "200"))
 """Of two ranks, for each pair below; `make soak` asks for 2,000."""
 
 PAIRS = [pytest.param("tcp", "sm", id="tcp"), pytest.param("sm", "tcp", id="sm")]

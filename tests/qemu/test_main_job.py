@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 from collections.abc import AsyncIterator
 
 import pytest
 
 from cluster import Operator, assert_fabric, phase_of, states, verbs_traffic
+from kawarimi_agent.jobs import JobSummary
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.job import Lap, RingJob, running_ring
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExecutionFailed, ExitCode
-from kawarimi_wire.phases import Phase, PhaseState
+from kawarimi_wire.messages import ANSWER_MARGIN_S, AskJobs
+from kawarimi_wire.phases import PHASES, Phase, PhaseState
 from kawarimi_wire.record import OperationRecord
 
 WAYS = ("hostb", "hostd", "hostc", "hosta")
@@ -68,6 +71,33 @@ def noticed(records: list[OperationRecord], laps: list[Lap]) -> str:
     )
 
 
+async def snapshot(testbed: Testbed) -> dict[str, object]:
+    """Return what an operation would change: QEMUs, devices, addresses, routes, ranks."""
+    found: dict[str, object] = {"processes": sorted(await testbed.keeper.processes())}
+    queue_pairs = "rdma resource show qp | grep -v GSI | sed 's/ rq-psn.*//'"  # which count on
+    script = f"rdma link show; {queue_pairs}; ip -o address; ip route"
+    for name, guest in testbed.guests.items():
+        found[name] = (await guest.run(script, check=False)).stdout
+        agent = await guest.agent()
+        found[f"{name} jobs"] = await agent.ask(AskJobs(), list[JobSummary], ANSWER_MARGIN_S)
+        ports = await guest.monitor.execute("qom-list", {"path": "/machine/peripheral"})
+        found[f"{name} devices"] = sorted(entry["name"] for entry in ports)
+        found[f"{name} migration"] = (await guest.monitor.execute("query-migrate")).get("status")
+    return found
+
+
+async def test_looking_touches_nothing(testbed, operator, job):
+    before = await snapshot(testbed), operator.operations()
+    for words in (("check",), ("migrate", "--dry-run")):
+        done = await operator.run(*words, "vm1", "vm2", "--to", "hostb", "--json")
+        assert done.exit_code == 0, done
+        plan = json.loads(done.stdout)
+        assert [row["phase"] for row in plan["phases"]] == [row.phase for row in PHASES]
+        assert plan["devices"]["vm1"]["mac"] == testbed.topology.hca_mac("hosta", "vm1")
+        assert plan["jobs"][0]["guests"] == ["vm1", "vm2"]
+        assert (await snapshot(testbed), operator.operations()) == before
+
+
 async def test_all_ways(operator, job, figure):
     before = len(await job.laps())
     records = await go_all_ways(operator, job)
@@ -97,9 +127,13 @@ async def test_one_guest_moves_and_the_other_takes_part(testbed, operator, job):
     await assert_fabric(testbed, operator.guests, "hosta")
 
 
-BEFORE = (Phase.PREPARE, Phase.DRAIN, Phase.RELEASE, Phase.UNPLUG, Phase.MIGRATE)
+def in_soak(*phases: Phase) -> list[object]:
+    return [pytest.param(phase, marks=pytest.mark.soak) for phase in phases]
+
+
+BEFORE = [Phase.DRAIN, Phase.MIGRATE, *in_soak(Phase.PREPARE, Phase.RELEASE, Phase.UNPLUG)]
 """Phases in which an operation that is interrupted goes back."""
-AFTER = (Phase.PLUG, Phase.REPROBE, Phase.RESELECT)
+AFTER = [Phase.REPROBE, *in_soak(Phase.PLUG, Phase.RESELECT)]
 
 
 async def interrupt(operator: Operator, to: str, phase: Phase) -> tuple[int, str, str]:
