@@ -52,6 +52,9 @@ async def open_session(config: Config, transcripts: Path | None = None) -> Async
 
     try:
         await asyncio.gather(*(connect(name) for name in config.guests))
+        # In the configuration's order, not in that of the answers.
+        clients = session.agents
+        session.agents = {name: clients[name] for name in config.guests if name in clients}
         yield session
     finally:
         await asyncio.gather(*(client.close() for client in session.agents.values()))
