@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cases import held_ranks_make_no_progress, hold, rounds
 from harness import Job, Launcher, attached
 
 from kawarimi_agent.hold import Hold
@@ -18,10 +18,6 @@ from kawarimi_wire.errors import ExecutionFailed, OutcomeUnknown, Slug
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 Program = Callable[[str], Path]
-
-
-def hold(job: Job, *, lease_s: float = 60.0, deadline_s: float = 30.0) -> Hold:
-    return Hold("test", job.ranks, lease_s=lease_s, deadline_s=deadline_s)
 
 
 async def components(job: Job, name: str) -> list[Component]:
@@ -57,39 +53,11 @@ async def bytes_under_way(launcher: Launcher, job: Job) -> int:
     return unread + on_the_way + total("notsent")
 
 
-def rounds(path: Path) -> list[int]:
-    return [count for (count,) in struct.iter_unpack("=Q", path.read_bytes())]
-
-
 @pytest.mark.parametrize(("fabric", "fallback"), [("tcp", "vader"), ("vader", "tcp")])
 async def test_held_ranks_make_no_progress(
     launcher: Launcher, program: Program, fabric: str, fallback: str
 ) -> None:
-    stop, counts = launcher.directory / "stop", launcher.directory / "counts"
-    async with launcher.start(
-        program("steady"), stop, "count", counts, ranks=3, fabric=fabric, fallback=fallback
-    ) as job:
-        await job.switch(fallback)
-        holding = hold(job)
-        report = await holding.begin()
-        assert [step.name for step in report.steps] == ["park", "quiesce"]
-        before = rounds(counts)
-        await asyncio.sleep(0.3)  # time that the ranks must not use
-        await holding.renew()
-        assert rounds(counts) == before
-        await holding.resume()
-        await holding.resume()
-        async with asyncio.timeout(10):
-            while any(  # noqa: ASYNC110 (shared memory has no event)
-                now <= then for now, then in zip(rounds(counts), before, strict=True)
-            ):
-                await asyncio.sleep(0.01)
-        with pytest.raises(OutcomeUnknown) as caught:
-            await holding.renew()
-        assert caught.value.slug is Slug.HOLD_LOST
-        await holding.resume()
-        stop.touch()
-        assert "OK" in await job.succeed()
+    await held_ranks_make_no_progress(launcher, program("steady"), fabric=fabric, fallback=fallback)
 
 
 @pytest.mark.parametrize(

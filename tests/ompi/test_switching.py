@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cases import switch_under_traffic
 from harness import Launcher
 
 from kawarimi_ompi.build import OpenMpi, build
@@ -26,25 +25,11 @@ PAIRS = [pytest.param("tcp", "vader", id="tcp"), pytest.param("vader", "tcp", id
 """Fabric and fallback. tcp does PUT, and vader does GET: both of ob1's RDMA protocols cross."""
 
 
-async def switch_under_traffic(
-    launcher: Launcher, program: Program, fabric: str, fallback: str, ranks: int, switches: int
-) -> None:
-    stop = launcher.directory / "stop"
-    moments = random.Random(ranks)
-    async with launcher.start(
-        program("traffic"), stop, ranks, ranks=ranks, fabric=fabric, fallback=fallback
-    ) as job:
-        await job.switch(fabric)
-        for number in range(switches):
-            await asyncio.sleep(moments.random() * 0.02)  # a random moment, not a condition
-            await job.switch((fallback, fabric)[number % 2])
-        stop.touch()
-        assert "OK" in await job.succeed()
-
-
 @pytest.mark.parametrize(("fabric", "fallback"), PAIRS)
 async def test_two_ranks(launcher: Launcher, program: Program, fabric: str, fallback: str) -> None:
-    await switch_under_traffic(launcher, program, fabric, fallback, ranks=2, switches=SWITCHES)
+    await switch_under_traffic(
+        launcher, program("traffic"), fabric, fallback, ranks=2, switches=SWITCHES
+    )
 
 
 @pytest.mark.parametrize(("ranks", "switches"), [(3, 60), (4, 60), (8, 20)])
@@ -52,7 +37,7 @@ async def test_two_ranks(launcher: Launcher, program: Program, fabric: str, fall
 async def test_more_ranks(
     launcher: Launcher, program: Program, fabric: str, fallback: str, ranks: int, switches: int
 ) -> None:
-    await switch_under_traffic(launcher, program, fabric, fallback, ranks, switches)
+    await switch_under_traffic(launcher, program("traffic"), fabric, fallback, ranks, switches)
 
 
 async def hold_across_detach(

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cases import held_ranks_make_no_progress, hold
 from harness import Job, Launcher
 
-from kawarimi_agent.hold import Hold
 from kawarimi_ompi.protocol import Code, Command, Component, State
-from kawarimi_wire.errors import OutcomeUnknown, Slug
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 Program = Callable[[str], Path]
-
-
-def hold(job: Job, *, lease_s: float = 60.0) -> Hold:
-    return Hold("test", job.ranks, lease_s=lease_s, deadline_s=30.0)
-
-
-def rounds(path: Path) -> list[int]:
-    return [count for (count,) in struct.iter_unpack("=Q", path.read_bytes())]
 
 
 async def counted(job: Job) -> list[Component]:
@@ -35,27 +25,7 @@ async def counted(job: Job) -> list[Component]:
 
 
 async def test_held_ranks_make_no_progress(launcher: Launcher, program: Program) -> None:
-    stop, counts = launcher.directory / "stop", launcher.directory / "counts"
-    async with launcher.start(program("steady"), stop, "count", counts, ranks=3, kind="ucp") as job:
-        holding = hold(job)
-        report = await holding.begin()
-        assert [step.name for step in report.steps] == ["park", "quiesce"]
-        before = rounds(counts)
-        await asyncio.sleep(0.3)  # time that the ranks must not use
-        await holding.renew()
-        assert rounds(counts) == before
-        await holding.resume()
-        async with asyncio.timeout(10):
-            while any(  # noqa: ASYNC110 (shared memory has no event)
-                now <= then for now, then in zip(rounds(counts), before, strict=True)
-            ):
-                await asyncio.sleep(0.01)
-        with pytest.raises(OutcomeUnknown) as caught:
-            await holding.renew()
-        assert caught.value.slug is Slug.HOLD_LOST
-        await holding.resume()
-        stop.touch()
-        assert "OK" in await job.succeed()
+    await held_ranks_make_no_progress(launcher, program("steady"), kind="ucp")
 
 
 @pytest.mark.parametrize("side", ["tcp", "sm"])
