@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.commands import Programs, require_programs, require_root, require_space
-from kawarimi_testbed.image import kernel, openib, rootfs
+from kawarimi_testbed.image import kernel, openib, rootfs, versions
 from kawarimi_testbed.image.cache import Cache
 from kawarimi_testbed.image.debian import Debian
 from kawarimi_testbed.image.packages import PACKAGES
@@ -69,16 +69,22 @@ def build_image(progress: Progress, *, rebuild: bool = False) -> Image:
     cache = Cache(cache_dir())
     with _log_kept_on_failure() as log, tempfile.TemporaryDirectory(prefix="kawarimi-") as scratch:
         debian = Debian(Path(scratch), Programs(log, scratch=Path(scratch)))
-        with progress.step("asking apt for versions"):
-            inputs = _inputs(debian)
-        if not rebuild and (found := cache.find("image", inputs)):
-            return Image(found)
+        state = versions.apt_state(PACKAGES)
+        known = versions.recall(state)
+        if known is None:
+            with progress.step("asking apt for versions"):
+                packages = debian.closure([*PACKAGES, debian.kernel_package()])
+            known = versions.Versions(state, packages)
+        inputs = _inputs(debian, known.packages)
+        found = None if rebuild else cache.find("image", inputs)
 
         def builder(folder: Path) -> None:
             require_space(folder, _SPACE_BYTES, "Building the guest image")
             _build(folder, progress, log)
 
-        return Image(cache.build("image", inputs, builder, rebuild=rebuild))
+        folder = found or cache.build("image", inputs, builder, rebuild=rebuild)
+        versions.note(known)
+        return Image(folder)
 
 
 @contextlib.contextmanager
@@ -98,9 +104,8 @@ def _log_kept_on_failure() -> Iterator[Path]:
         log.unlink()
 
 
-def _inputs(debian: Debian) -> dict[str, str]:
+def _inputs(debian: Debian, packages: list[str]) -> dict[str, str]:
     """Return what an image is made of: every package's version, and the code that makes it."""
-    packages = debian.closure([*PACKAGES, debian.kernel_package()])
     return {
         "packages": hashlib.sha256("\n".join(packages).encode()).hexdigest(),
         "openmpi": debian.source_version("libopenmpi-dev"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from kawarimi_testbed.commands import Programs
@@ -36,27 +37,34 @@ class Debian:
     """The Debian suites that this machine uses, other vendors' left out."""
 
     def __init__(self, work: Path, programs: Programs) -> None:
-        """Read the machine's suites.
+        """Nothing is asked yet.
 
         :param work: an existing folder for sources lists of our own.
         :param programs: runs apt.
-        :raise PreflightRefused: `package-lists-missing` where no list was ever fetched.
         """
         self._work = work
         self._programs = programs
+
+    @cached_property
+    def suites(self) -> list[Suite]:
+        """The machine's suites.
+
+        :raise PreflightRefused: `package-lists-missing` where no list was ever fetched.
+        """
         fields = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"]
         listing = self._programs.run(
             [*fields, "Created-By: Packages", "Origin: Debian"],
             deadline_s=_QUERY_DEADLINE_S,
         )
-        self.suites = [Suite(*line.split()) for line in sorted(set(listing.splitlines()))]
-        if not self.suites:
+        suites = [Suite(*line.split()) for line in sorted(set(listing.splitlines()))]
+        if not suites:
             raise PreflightRefused(
                 Slug.PACKAGE_LISTS_MISSING,
                 "This machine has no Debian package lists to make a guest image from.",
                 untouched="nothing was made",
                 hint="run 'apt-get update' (on Debian), then this again",
             )
+        return suites
 
     def closure(self, packages: Sequence[str]) -> list[str]:
         """Return the file names, which hold the versions, of all that these packages bring.
