@@ -66,7 +66,8 @@ class Monitor:
         client = QMPClient(name)
         try:
             await asyncio.wait_for(client.connect(str(path)), deadline_s)
-        except (ConnectError, TimeoutError) as error:
+        except (ConnectError, TimeoutError, AssertionError) as error:
+            # qemu.qmp asserts that the session still runs when it is made: not so if QEMU ends.
             raise ExecutionFailed(
                 Slug.QMP_UNREACHABLE,
                 f"The monitor of {name} at {path} did not answer in {deadline_s:.0f} s.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -15,17 +16,29 @@ import msgspec
 from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.bridge import run_bridge
 from kawarimi_testbed.image.build import build_image
-from kawarimi_testbed.job import RingJob, running_ring
+from kawarimi_testbed.job import Lap, RingJob, running_ring
 from kawarimi_testbed.testbed import Testbed
-from kawarimi_testbed.topology import Topology
+from kawarimi_testbed.topology import HcaVariant, Topology
 from kawarimi_wire.errors import ExecutionFailed, Slug
-from kawarimi_wire.phases import Mode, Result
-from kawarimi_wire.record import OperationRecord, PhaseRecord
+from kawarimi_wire.phases import Mode, Phase, PhaseState, Result
+from kawarimi_wire.record import OperationRecord
 
 WAY = ("hostb", "hostc")
 """Where the guests go, one after the other, from the first host."""
 _COMPUTE_S = 2.0
 """How long the program computes undisturbed before the first move and after each."""
+
+
+class DemoPhase(msgspec.Struct, frozen=True):
+    """One phase of a move, from when the first guest began it until the last one ended it; seconds.
+
+    :ivar stall_s: the longest of the program's exchanges that were begun meanwhile.
+    """
+
+    phase: Phase
+    state: PhaseState
+    duration_s: float
+    stall_s: float
 
 
 class DemoOperation(msgspec.Struct, frozen=True, rename={"from_": "from"}):
@@ -42,7 +55,7 @@ class DemoOperation(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     mode: Mode
     result: Result
     duration_s: float
-    phases: tuple[PhaseRecord, ...]
+    phases: tuple[DemoPhase, ...]
     stall_s: float
     gap_s: float
     downtime_s: float
@@ -65,15 +78,16 @@ class Demo(msgspec.Struct, frozen=True):
 
 
 async def run_demo(
-    progress: Progress, out: Path, *, ranks_per_guest: int, mode: Mode, kind: str
+    progress: Progress, out: Path, *, ranks_per_guest: int, mode: Mode, kind: str, hca: HcaVariant
 ) -> Demo:
     """Run the demonstration.
 
     :param kind: of shim: `btl` or `ucp`.
+    :param hca: what the guests' HCAs are.
     :param out: the folder for what the operations leave behind, their reports among it.
     :raise KawarimiError: a step failed; nothing of the testbed is left but its logs.
     """
-    topology = Topology(name="demo", agents=True)
+    topology = Topology(name="demo", agents=True, hca=hca)
     image = build_image(progress)
     operations = []
     async with Testbed(topology, image, progress=progress) as testbed:
@@ -81,7 +95,7 @@ async def run_demo(
         async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest, kind=kind) as job:
             with progress.step("the program computes over the fabric"):
                 await asyncio.sleep(_COMPUTE_S)  # which is what it is there for
-            undisturbed = max(lap.longest_s for lap in await job.laps())
+            undisturbed = max(lap.longest_s for lap in job.laps)
             for host in WAY:
                 with progress.step(f"kawarimi migrate {' '.join(guests)} --to {host}"):
                     operations.append(await _move(testbed, job, host, mode, out))
@@ -97,23 +111,39 @@ async def run_demo(
 
 
 async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path) -> DemoOperation:
-    before = len(await job.laps())
+    before = len(job.laps)
     words = ["migrate", *testbed.guests, "--to", host, "--mode", str(mode), "--json"]
     record = msgspec.json.decode(await _bridge(testbed, out, words), type=OperationRecord)
-    laps = (await job.laps())[before:]
-    first = record.guests[0]
+    laps = job.laps[before:]
+    way = record.guests[0].move
     return DemoOperation(
         operation=record.operation,
-        from_=first.move.source,
-        to=first.move.destination,
+        from_=way.source,
+        to=way.destination,
         mode=record.mode,
         result=record.result,
         duration_s=record.duration_s,
-        phases=first.phases,
+        phases=stalls(record, laps),
         stall_s=max((lap.longest_s for lap in laps), default=0.0),
         gap_s=record.longest_gap_s,
         downtime_s=max(guest.downtime_s or 0.0 for guest in record.guests),
     )
+
+
+def stalls(record: OperationRecord, laps: Sequence[Lap]) -> tuple[DemoPhase, ...]:
+    """Account for what a program noticed of an operation, phase by phase."""
+    began_s = datetime.fromisoformat(record.began).timestamp()
+    rows = []
+    for of_guests in zip(*(guest.phases for guest in record.guests), strict=True):
+        start = min(row.started_s for row in of_guests)
+        end = max(row.started_s + row.duration_s for row in of_guests)
+        meanwhile = (lap.longest_s for lap in laps if start <= lap.stalled_from_s - began_s < end)
+        rows.append(
+            DemoPhase(
+                of_guests[0].phase, of_guests[0].state, end - start, max(meanwhile, default=0.0)
+            )
+        )
+    return tuple(rows)
 
 
 async def _bridge(testbed: Testbed, out: Path, words: Sequence[str]) -> bytes:

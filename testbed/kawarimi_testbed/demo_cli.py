@@ -10,6 +10,7 @@ import click
 from kawarimi_bridge.cli.output import Progress, json_option, print_json
 from kawarimi_testbed.commands import require_root
 from kawarimi_testbed.demo import Demo, DemoOperation, run_demo
+from kawarimi_testbed.topology import HcaVariant
 from kawarimi_wire.errors import ExitCode
 from kawarimi_wire.phases import Mode, PhaseState, Result
 
@@ -27,6 +28,13 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
     help="Kind of shim: for openib, or below PML ucx.",
 )
 @click.option(
+    "--hca",
+    type=click.Choice([str(variant) for variant in HcaVariant]),
+    default=str(HcaVariant.VIRTIO),
+    show_default=True,
+    help="What the guests' HCAs are: e1000e has a slow link, pciehp is slow to unplug.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("kawarimi-demo"),
@@ -34,7 +42,7 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
     help="Where the operations' journals and reports go.",
 )
 @json_option
-def demo(ranks_per_guest: int, mode: str, kind: str, out: Path, as_json: bool) -> int:
+def demo(ranks_per_guest: int, mode: str, kind: str, hca: str, out: Path, as_json: bool) -> int:
     """Watch an MPI program compute on while both of its guests move, twice.
 
     Builds a testbed, starts a verified program on two guests over InfiniBand, migrates both from
@@ -43,7 +51,12 @@ def demo(ranks_per_guest: int, mode: str, kind: str, out: Path, as_json: bool) -
     """
     require_root("The demonstration")
     shown = run_demo(
-        Progress(), out.resolve(), ranks_per_guest=ranks_per_guest, mode=Mode(mode), kind=kind
+        Progress(),
+        out.resolve(),
+        ranks_per_guest=ranks_per_guest,
+        mode=Mode(mode),
+        kind=kind,
+        hca=HcaVariant(hca),
     )
     result = asyncio.run(shown)
     if as_json:
@@ -61,7 +74,8 @@ def _show(result: Demo) -> None:
             took = (
                 f"{row.duration_s:8.2f} s" if row.state is PhaseState.DONE else f"{row.state:>10}"
             )
-            click.echo(f"  {row.phase:<10}{took}")
+            stall = f"   stall {_ms(row.stall_s):>8}" if row.stall_s else ""
+            click.echo(f"  {row.phase:<10}{took}{stall}")
         click.echo(f"  the program's longest stall {_ms(done.stall_s)}; {_why(done)}")
     program = result.program
     click.echo(

@@ -1,10 +1,11 @@
-"""The verified ring program as a running MPI job, for the demonstration and for tests."""
+"""Switchable MPI jobs in guests; the verified ring among them, which the demonstration runs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.mpi import ETHERNET, mpirun_line
 from kawarimi_testbed.payload import COMPONENT_FOLDER
+from kawarimi_testbed.remote import Completed
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExecutionFailed, KawarimiError, Slug
 
@@ -31,34 +33,78 @@ class RingReport(msgspec.Struct, frozen=True):
 class Lap(msgspec.Struct, frozen=True):
     """What the program noted about every tenth of a second.
 
-    :ivar at_s: since its start; `iterations`: so far; `longest_s`: the longest one since the lap
-        before; `errors`: so far.
+    :ivar seen_s: when its line came, by this machine's clock, seconds since the epoch: the guest's
+        own stands still while QEMU does; `iterations`: so far; `longest_s`: the longest one since
+        the lap before; `errors`: so far.
     """
 
-    at_s: float
+    seen_s: float
     iterations: int
     longest_s: float
     errors: int
+
+    @property
+    def stalled_from_s(self) -> float:
+        """Return when the longest iteration began, at the latest."""
+        return self.seen_s - self.longest_s
 
 
 class RingJob:
     """A ring that runs; made by `running_ring`.
 
+    :ivar laps: all so far, as they come.
     :ivar report: what it said at its end; None before.
+    :ivar runs: set once it has come round for the first time.
     """
 
-    def __init__(self, guest: Guest, marker: str) -> None:
+    def __init__(self) -> None:
+        self.laps: list[Lap] = []
         self.report: RingReport | None = None
-        self._guest = guest
-        self._marker = marker
+        self.runs = asyncio.Event()
 
-    async def laps(self) -> list[Lap]:
-        """Return all laps so far."""
-        written = await self._guest.run(["cat", self._marker])
-        rows = (
-            line.split() for line in written.stdout.splitlines(keepends=True) if line[-1] == "\n"
-        )
-        return [Lap(float(at), int(n), float(longest), int(bad)) for at, n, longest, bad in rows]
+    async def follow(self, guest: Guest, marker: str) -> None:
+        """Read its laps until it is cancelled; set `runs` with the first of them."""
+        last = b""
+        script = f"until [ -s {marker} ]; do sleep 0.05; done; exec tail -n +1 -f {marker}"
+        async with guest.remote.session(["sh", "-c", script]) as session:
+            async for _, data in session.frames():
+                *lines, last = (last + data).split(b"\n")
+                self.laps += [self._lap(line) for line in lines]
+                if lines:
+                    self.runs.set()
+
+    @staticmethod
+    def _lap(line: bytes) -> Lap:
+        iterations, longest, errors = line.split()
+        return Lap(time.time(), int(iterations), float(longest), int(errors))
+
+
+async def run_job(
+    testbed: Testbed,
+    guests: Sequence[str],
+    command: Sequence[str],
+    *,
+    ranks_per_guest: int = 1,
+    kind: str = "btl",
+    deadline_s: float,
+) -> Completed:
+    """Run an MPI program over guests, switchable, to its end, as its user would from the first one.
+
+    :param kind: of shim: `btl` or `ucp`.
+    :raise ExecutionFailed: `command-failed` unless it succeeds, `command-timeout` if it has not
+        ended in time, and has been ended.
+    """
+    wrapper = ["kawarimi", "run", "--kind", kind, "--include", ETHERNET]
+    wrapper += ["--component", COMPONENT_FOLDER, "--"]
+    line = mpirun_line(testbed.topology, guests, command, ranks_per_guest=ranks_per_guest)
+    launcher = {
+        "OMPI_MCA_plm_rsh_agent": "kawarimi-rsh",
+        # The one that is there with any address; UCX looks for others first.
+        "OMPI_MCA_mca_base_env_list": "UCX_IB_GID_INDEX=0",
+    }
+    return await testbed.guest(guests[0]).run(
+        [*wrapper, *line], env=launcher, deadline_s=deadline_s
+    )
 
 
 @contextlib.asynccontextmanager
@@ -68,58 +114,59 @@ async def running_ring(
     *,
     ranks_per_guest: int = 1,
     seconds: int = 1800,
+    pause_s: float = 0.0,
     kind: str = "btl",
 ) -> AsyncIterator[RingJob]:
     """Run the ring over guests, switchable, for as long as the context lasts, then let it end.
 
     :param seconds: how long it runs at most.
+    :param pause_s: how long every rank lets go of its processor between two exchanges.
     :param kind: of shim: `btl` or `ucp`.
-    :raise ExecutionFailed: `command-failed` if it does not start, or ends by itself, or does not
-        say at its end that every byte was right.
+    :raise ExecutionFailed: `command-timeout` if it does not start, `command-failed` if it ends by
+        itself or does not say at its end that every byte was right.
     """
     first = testbed.guest(guests[0])
     marker = f"/run/ring-{secrets.token_hex(4)}"  # several may run at once
-    line = mpirun_line(
-        testbed.topology,
-        guests,
-        ["ring", str(seconds), str(_BLOCK), marker],
-        ranks_per_guest=ranks_per_guest,
-    )
-    wrapper = ["kawarimi", "run", "--kind", kind, "--include", ETHERNET]
-    wrapper += ["--component", COMPONENT_FOLDER, "--"]
-    launcher = {
-        "OMPI_MCA_plm_rsh_agent": "kawarimi-rsh",
-        # The one that is there with any address; UCX looks for others first.
-        "OMPI_MCA_mca_base_env_list": "UCX_IB_GID_INDEX=0",
-    }
     running = asyncio.create_task(
-        first.run([*wrapper, *line], env=launcher, deadline_s=seconds + _END_DEADLINE_S)
-    )
-    job = RingJob(first, marker)
-    try:
-        started = asyncio.create_task(
-            first.run(f"until [ -s {marker} ]; do sleep 0.05; done", deadline_s=_START_DEADLINE_S)
+        run_job(
+            testbed,
+            guests,
+            ["ring", str(seconds), str(_BLOCK), marker, f"{pause_s * 1e6:.0f}"],
+            ranks_per_guest=ranks_per_guest,
+            kind=kind,
+            deadline_s=seconds + _END_DEADLINE_S,
         )
-        await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            started.cancel()
-            raise _ended_early(running)
-        await started
+    )
+    job = RingJob()
+    following = asyncio.create_task(job.follow(first, marker))
+    runs = asyncio.create_task(job.runs.wait())
+    tasks = (running, following, runs)
+    try:
+        await asyncio.wait(tasks, timeout=_START_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        if not job.runs.is_set():
+            raise _not_running(running, following)
         yield job
-        if running.done():
-            raise _ended_early(running)
+        if running.done() or following.done():
+            raise _not_running(running, following)
         await first.run(["rm", marker])  # it looks for this between two iterations
         ended = await asyncio.wait_for(running, _END_DEADLINE_S)
     finally:
-        running.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     job.report = msgspec.json.decode(ended.stdout, type=RingReport)
 
 
-def _ended_early(running: asyncio.Task[object]) -> ExecutionFailed:
-    cause = running.exception()
-    facts = cause.facts if isinstance(cause, KawarimiError) else {}
+def _not_running(*tasks: asyncio.Task[object]) -> ExecutionFailed:
+    """Say which of the tasks of a ring has ended, and how."""
+    for task in tasks:
+        if task.done():
+            cause = task.exception()
+            return ExecutionFailed(
+                Slug.COMMAND_FAILED,
+                f"The ring ended by itself: {cause or task.result()}",
+                facts=cause.facts if isinstance(cause, KawarimiError) else {},
+            )
     return ExecutionFailed(
-        Slug.COMMAND_FAILED,
-        f"The ring ended by itself: {cause or running.result()}",
-        facts=facts,
+        Slug.COMMAND_TIMEOUT, f"The ring has not begun in {_START_DEADLINE_S:.0f} s."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from kawarimi_agent.report import SwitchReport
@@ -46,7 +47,7 @@ class Diary:
         self._moves = tuple(moves)
         self._on_entry = on_entry
         self._began = time.monotonic()
-        self._date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._date = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._phases: dict[tuple[str, Phase], PhaseRecord] = {}
         self._migrations: dict[str, MigrationResult] = {}
         self._switches: list[SwitchRow] = []

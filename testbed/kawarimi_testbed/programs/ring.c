@@ -1,13 +1,16 @@
 /* ring: every rank passes blocks to the next one and checks every byte of what it gets.
  *
- *   mpirun … ring SECONDS BYTES [MARKER]
+ *   mpirun … ring SECONDS BYTES [MARKER [PAUSE]]
  *
  * Runs for SECONDS and a little (rank 0 decides, all follow), then rank 0 prints one line of JSON:
  * iterations, errors, and the longest time that any iteration took on any rank, in seconds: what
  * the program noticed. With MARKER, rank 0 creates that file after the first iteration, so that a
  * harness knows that traffic flows, and ends early once somebody has removed it. Meanwhile it
- * appends a line about every tenth of a second: seconds since the start, iterations so far, the
- * longest one since the line before, in seconds, and errors so far, all as rank 0 sees them. */
+ * appends a line about every tenth of a second: iterations so far, the longest one since the line
+ * before, in seconds, and errors so far, all as rank 0 sees them.
+ *
+ * With PAUSE, in microseconds, every rank lets go of its processor for as long before it exchanges
+ * again: a program that leaves some of an emulated guest to others. */
 #define _GNU_SOURCE
 #include <mpi.h>
 #include <stdint.h>
@@ -38,7 +41,7 @@ static void note(struct journal *journal, double now, double took, long iteratio
         journal->longest = took;
     if (!journal->file || now - journal->written < 0.1)
         return;
-    fprintf(journal->file, "%.3f %ld %.6f %ld\n", now, iterations, journal->longest, errors);
+    fprintf(journal->file, "%ld %.6f %ld\n", iterations, journal->longest, errors);
     fflush(journal->file);
     journal->written = now;
     journal->longest = 0;
@@ -60,11 +63,12 @@ int main(int argc, char **argv)
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     if (argc < 3) {
         if (rank == 0)
-            fprintf(stderr, "usage: ring SECONDS BYTES [MARKER]\n");
+            fprintf(stderr, "usage: ring SECONDS BYTES [MARKER [PAUSE]]\n");
         MPI_Abort(MPI_COMM_WORLD, 2);
     }
     const double seconds = atof(argv[1]);
     const size_t bytes = (size_t)atol(argv[2]);
+    const useconds_t pause_us = argc > 4 ? (useconds_t)atol(argv[4]) : 0;
     const int next = (rank + 1) % size, previous = (rank + size - 1) % size;
     uint8_t *out = malloc(bytes), *in = malloc(bytes);
     if (!out || !in)
@@ -76,6 +80,8 @@ int main(int argc, char **argv)
     MPI_Barrier(MPI_COMM_WORLD);
     const double start = MPI_Wtime();
     for (int go_on = 1; go_on; iterations++) {
+        if (pause_us > 0)
+            usleep(pause_us);
         const double before = MPI_Wtime();
         fill(out, bytes, rank, iterations);
         MPI_Sendrecv(out, (int)bytes, MPI_BYTE, next, 1, in, (int)bytes, MPI_BYTE, previous, 1,

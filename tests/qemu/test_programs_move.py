@@ -1,0 +1,103 @@
+"""Programs that nobody here wrote compute what they compute undisturbed, while their guests move.
+
+Each goes the whole cycle, InfiniBand → Ethernet → InfiniBand, on guests that have others to run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hpcc
+from cluster import Operator, assert_fabric
+from kawarimi_agent.jobs import JobSummary
+from kawarimi_testbed.job import run_job
+from kawarimi_testbed.remote import Completed
+from kawarimi_testbed.testbed import Testbed
+from kawarimi_wire.messages import ANSWER_MARGIN_S, AskJobs
+
+CYCLE = ("hostb", "hostc")
+START_S = 180.0
+END_S = 600.0
+FOLDER = "/run/programs"
+
+
+@pytest.fixture(scope="module")
+def testbed(at_home: Testbed) -> Testbed:
+    return at_home
+
+
+async def jobs_started(testbed: Testbed, number: int) -> None:
+    """Wait until so many jobs of two ranks, one in each guest, can be switched."""
+    agent = await testbed.guest("vm1").agent()
+    async with asyncio.timeout(START_S):
+        while True:
+            jobs = await agent.ask(AskJobs(), list[JobSummary], ANSWER_MARGIN_S)
+            if [job.connected for job in jobs] == [1] * number:
+                assert [job.refusal for job in jobs] == [""] * number
+                return
+            await asyncio.sleep(0.5)  # nothing announces a job
+
+
+NETPIPE = ["NPopenmpi", "-i", "-u", "65536", "-n", "150", "-o", f"{FOLDER}/np.out"]
+BENCH = ["python3", "-m", "mpi4py.bench", "ringtest", "-n", "4096", "-l", "4000"]
+HPCC = ["sh", "-c", f"cd {FOLDER} && exec hpcc"]
+
+
+def results(netpipe: str, bench: str, outf: str) -> dict[str, object]:
+    """What the programs have computed, without the times."""
+    return {
+        "hpcc": hpcc.results(outf),
+        "NetPIPE": re.findall(r"^ *\d+: +\d+ bytes|.*Integrity check.*", netpipe, re.MULTILINE),
+        "mpi4py.bench": re.sub(r"= *[\d.e-]+ *seconds", "", bench),
+    }
+
+
+def undisturbed(folder: Path) -> dict[str, object]:
+    """Run the programs on this machine, where nothing moves."""
+    (folder / "hpccinf.txt").write_text(hpcc.INPUT)
+    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "--mca", "pml", "ob1"]
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [*mpirun, *words], cwd=folder, capture_output=True, text=True, timeout=300, check=True
+        )
+        return done.stdout + done.stderr
+
+    netpipe = run(*(word.replace(FOLDER, str(folder)) for word in NETPIPE))
+    bench = run(sys.executable, *BENCH[1:])
+    run("hpcc")
+    return results(netpipe, bench, (folder / hpcc.OUTPUT).read_text())
+
+
+@pytest.mark.timeout(1200)
+async def test_results_are_those_of_an_undisturbed_run(
+    testbed: Testbed, operator: Operator, tmp_path: Path, figure
+) -> None:
+    """Three jobs at once, all of which have to be led through both moves."""
+    expected = await asyncio.to_thread(undisturbed, tmp_path)
+    vm1 = testbed.guest("vm1")
+    await vm1.run(f"mkdir -p {FOLDER}; cat >{FOLDER}/hpccinf.txt <<'END'\n{hpcc.INPUT}END\n")
+    await testbed.guest("vm2").run(f"mkdir -p {FOLDER}")
+
+    async def run(command: list[str]) -> str:
+        ended: Completed = await run_job(testbed, operator.guests, command, deadline_s=END_S)
+        return ended.stdout + ended.stderr
+
+    async with asyncio.TaskGroup() as group:
+        jobs = [group.create_task(run(command)) for command in (NETPIPE, BENCH, HPCC)]
+        await jobs_started(testbed, len(jobs))
+        for host in CYCLE:
+            await operator.migrate(host)
+            await assert_fabric(testbed, operator.guests, host)
+            assert not any(job.done() for job in jobs)
+    netpipe, bench, _ = (job.result() for job in jobs)
+    outf = (await vm1.run(["cat", f"{FOLDER}/{hpcc.OUTPUT}"])).stdout
+    assert "Success=1" in outf
+    assert "Integrity check passed" in netpipe
+    assert results(netpipe, bench, outf) == expected
