@@ -36,14 +36,16 @@ UNDO_LIFETIME_S = 3600.0
 
 _REFUSALS = {
     Outcome.NO_DEVICE: (
-        Slug.FABRIC_ABSENT, "plug the device, or wait until its port is active",
+        Slug.FABRIC_ABSENT,
+        "plug the device, or wait until its port is active; openib on RoCE serves programs that "
+        "ask for MPI_THREAD_SINGLE, and no others",
     ),
     Outcome.NO_ROOM: (
         Slug.NO_ROOM,
         "let the program receive more of what is sent to it, or start it with a larger "
         "KAWARIMI_UCP_KEPT_BYTES",
     ),
-}  # fmt: skip
+}
 
 Ranks = Sequence[SwitchableRank]
 
