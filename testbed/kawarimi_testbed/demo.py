@@ -98,7 +98,7 @@ async def run_demo(
             undisturbed = max(lap.longest_s for lap in job.laps)
             for host in WAY:
                 with progress.step(f"kawarimi migrate {' '.join(guests)} --to {host}"):
-                    operations.append(await _move(testbed, job, host, mode, out))
+                    operations.append(await move(testbed, job, host, mode, out))
                 with progress.step("the program computes on"):
                     await asyncio.sleep(_COMPUTE_S)
             with progress.step("the operations' reports"):
@@ -110,7 +110,12 @@ async def run_demo(
     return Demo(tuple(operations), program, reports)
 
 
-async def _move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path) -> DemoOperation:
+async def move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path) -> DemoOperation:
+    """Have the bridge move all guests under a ring; say what the ring noticed.
+
+    :param out: the folder for what the operation leaves behind.
+    :raise ExecutionFailed: `command-failed`, with what the bridge said.
+    """
     before = len(job.laps)
     words = ["migrate", *testbed.guests, "--to", host, "--mode", str(mode), "--json"]
     record = msgspec.json.decode(await _bridge(testbed, out, words), type=OperationRecord)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 
@@ -86,21 +86,24 @@ async def run_job(
     *,
     ranks_per_guest: int = 1,
     kind: str = "btl",
+    variables: Mapping[str, str] | None = None,
     deadline_s: float,
 ) -> Completed:
     """Run an MPI program over guests, switchable, to its end, as its user would from the first one.
 
     :param kind: of shim: `btl` or `ucp`.
+    :param variables: of the program's environment, in all ranks.
     :raise ExecutionFailed: `command-failed` unless it succeeds, `command-timeout` if it has not
         ended in time, and has been ended.
     """
     wrapper = ["kawarimi", "run", "--kind", kind, "--include", ETHERNET]
     wrapper += ["--component", COMPONENT_FOLDER, "--"]
     line = mpirun_line(testbed.topology, guests, command, ranks_per_guest=ranks_per_guest)
+    # The one that is there with any address; UCX looks for others first.
+    given = {"UCX_IB_GID_INDEX": "0", **(variables or {})}
     launcher = {
         "OMPI_MCA_plm_rsh_agent": "kawarimi-rsh",
-        # The one that is there with any address; UCX looks for others first.
-        "OMPI_MCA_mca_base_env_list": "UCX_IB_GID_INDEX=0",
+        "OMPI_MCA_mca_base_env_list": ";".join(f"{name}={value}" for name, value in given.items()),
     }
     return await testbed.guest(guests[0]).run(
         [*wrapper, *line], env=launcher, deadline_s=deadline_s
