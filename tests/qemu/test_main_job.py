@@ -1,4 +1,4 @@
-"""Whole clusters move under a running job: all ways there are, all phases interrupted, both modes.
+"""Operations that do not go straight through, under a running job: interrupted, aborted, killed.
 
 Everything through the command line, as an operator would; the ring checks every byte.
 """
@@ -13,19 +13,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cluster import Operator, assert_fabric, phase_of, states, verbs_traffic
+from cluster import Operator, assert_fabric, phase_of, verbs_traffic
 from kawarimi_agent.jobs import JobSummary
 from kawarimi_testbed.guest import Guest
-from kawarimi_testbed.job import Lap, RingJob, running_ring
+from kawarimi_testbed.job import RingJob, running_ring
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExecutionFailed, ExitCode
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskJobs
 from kawarimi_wire.phases import PHASES, Phase, PhaseState
-from kawarimi_wire.record import OperationRecord
 
-WAYS = ("hostb", "hostd", "hostc", "hosta")
-"""From hosta: InfiniBand → Ethernet → Ethernet → InfiniBand (another) → InfiniBand (another)."""
-SKIPPED_WITHOUT_FABRIC = (Phase.PLUG, Phase.REPROBE, Phase.RESELECT)
+PAUSE_S = 0.001
+"""Between two exchanges: operations on guests that are not fully loaded are over sooner."""
 
 
 @pytest.fixture(scope="module")
@@ -35,40 +33,12 @@ def testbed(at_home: Testbed) -> Testbed:
 
 @pytest.fixture(scope="module")
 async def job(testbed, operator) -> AsyncIterator[RingJob]:
-    """One job, two ranks per guest, for most of the tests here; nothing disturbs it."""
-    async with running_ring(testbed, operator.guests, ranks_per_guest=2) as job:
+    """One job for most of the tests here; nothing disturbs it."""
+    async with running_ring(testbed, operator.guests, pause_s=PAUSE_S) as job:
         yield job
     assert job.report is not None
     assert job.report.errors == 0
     assert job.report.iterations > 0
-
-
-async def go_all_ways(operator: Operator, job: RingJob) -> list[OperationRecord]:
-    """Move both guests all ways; see after each where they are, and what carries the traffic."""
-    records = []
-    for host in WAYS:
-        before = await job.laps()
-        record = await operator.migrate(host)
-        await assert_fabric(operator.testbed, operator.guests, host)
-        fabric = operator.testbed.topology.host(host).fabric
-        for ended in states(record):
-            skipped = {phase for phase, state in ended.items() if state is PhaseState.SKIPPED}
-            assert skipped >= set(() if fabric else SKIPPED_WITHOUT_FABRIC)
-            assert ended[Phase.MIGRATE] is PhaseState.DONE
-            assert (ended[Phase.RESELECT] is PhaseState.DONE) == bool(fabric)
-        assert (await job.laps())[-1].iterations > before[-1].iterations
-        records.append(record)
-    return records
-
-
-def noticed(records: list[OperationRecord], laps: list[Lap]) -> str:
-    """Put into a line what a job noticed of operations."""
-    downtime = max(guest.downtime_s or 0 for record in records for guest in record.guests)
-    return (
-        f"{len(records)} moves of both guests; QEMU's downtime at most {downtime * 1e3:.0f} ms, a "
-        f"rank's longest gap in a switch {max(r.longest_gap_s for r in records) * 1e3:.0f} ms, "
-        f"the program's longest exchange {max(lap.longest_s for lap in laps) * 1e3:.0f} ms"
-    )
 
 
 async def snapshot(testbed: Testbed) -> dict[str, object]:
@@ -98,24 +68,22 @@ async def test_looking_touches_nothing(testbed, operator, job):
         assert (await snapshot(testbed), operator.operations()) == before
 
 
-async def test_all_ways(operator, job, figure):
-    before = len(await job.laps())
-    records = await go_all_ways(operator, job)
-    figure(noticed(records, (await job.laps())[before:]))
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("ranks_per_guest", [1, 2])
-async def test_all_ways_five_times_in_a_row(testbed, operator, figure, ranks_per_guest):
+async def test_frozen_and_live(testbed, operator, job, figure):
+    """Frozen, the program stands still for as long as its guests move; live, it does not."""
     await operator.bring("hosta")
-    guests = operator.guests
-    async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest) as job:
-        records = [record for _ in range(5) for record in await go_all_ways(operator, job)]
-        laps = await job.laps()
-    assert job.report is not None
-    assert job.report.errors == 0
-    figure(noticed(records, laps))
+    longest = {}
+    for mode, host in (("frozen", "hostc"), ("live", "hosta")):
+        before = len(job.laps)
+        record = await operator.migrate(host, "--mode", mode)
+        assert record.mode == mode
+        await assert_fabric(testbed, operator.guests, host)
+        moved_s = min(phase_of(guest, Phase.MIGRATE).duration_s for guest in record.guests)
+        longest[mode] = max(lap.longest_s for lap in job.laps[before:])
+        assert (longest[mode] > moved_s) == (mode == "frozen")
+    figure(
+        f"the program's longest exchange: frozen {longest['frozen']:.2f} s, "
+        f"live {longest['live']:.2f} s"
+    )
 
 
 async def test_one_guest_moves_and_the_other_takes_part(testbed, operator, job):
@@ -131,7 +99,7 @@ def in_soak(*phases: Phase) -> list[object]:
     return [pytest.param(phase, marks=pytest.mark.soak) for phase in phases]
 
 
-BEFORE = [Phase.DRAIN, Phase.MIGRATE, *in_soak(Phase.PREPARE, Phase.RELEASE, Phase.UNPLUG)]
+BEFORE = [Phase.MIGRATE, *in_soak(Phase.PREPARE, Phase.DRAIN, Phase.RELEASE, Phase.UNPLUG)]
 """Phases in which an operation that is interrupted goes back."""
 AFTER = [Phase.REPROBE, *in_soak(Phase.PLUG, Phase.RESELECT)]
 
@@ -240,7 +208,7 @@ async def test_a_link_that_never_comes_up(testbed, operator):
     """A job that was started without any HCA computes on, and gains one when the link is mended."""
     await operator.bring("hostb")
     guests = operator.guests
-    async with running_ring(testbed, guests, ranks_per_guest=2) as job:
+    async with running_ring(testbed, guests, pause_s=PAUSE_S) as job:
         assert await verbs_traffic(testbed.guest("vm1")) is None
         breaking = [take_link_down(guest, "hostc") for guest in testbed.guests.values()]
         moving = operator.migrate("hostc", "--deadline", "reprobe=5", code=ExitCode.DEGRADED)
