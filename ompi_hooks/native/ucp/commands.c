@@ -46,21 +46,8 @@ static enum kw_outcome status(const struct kw_incoming *incoming, struct kw_resu
     return KW_OK;
 }
 
-static enum kw_outcome park(const struct kw_incoming *incoming, struct kw_result *result) {
-    result->text = kw_shim_program_refusal();
-    if (result->text != NULL) {
-        return KW_REFUSED;
-    }
-    kw_hold_begin(incoming->received_ns + incoming->command.deadline_ms * 1000000ull);
-    return KW_OK;
-}
-
 /* A parked rank sends nothing; but what has arrived for nobody counts only once it is kept. */
-static enum kw_outcome quiesce(const struct kw_incoming *incoming, struct kw_result *result) {
-    (void)incoming;
-    if (!kw_hold_lasts()) {
-        return kw_refused(result, "the rank is not parked");
-    }
+enum kw_outcome kw_kind_quiesce(const struct kw_incoming *incoming, struct kw_result *result) {
     if (!kw_swap_quiesce()) {
         return kw_not_in_this_state(result);
     }
@@ -68,17 +55,9 @@ static enum kw_outcome quiesce(const struct kw_incoming *incoming, struct kw_res
     return kw_swap_drain(incoming, result);
 }
 
-static enum kw_outcome resume(const struct kw_incoming *incoming, struct kw_result *result) {
-    (void)incoming;
-    (void)result;
-    kw_hold_end();
-    kw_kind_tend();
-    return KW_OK;
-}
-
 const struct kw_entry kw_kind_entries[] = {
     {KW_STATUS, KW_NEITHER, 0, false, "status", status},
-    {KW_RESUME, KW_NEITHER, 0, false, "resume", resume},
+    {KW_RESUME, KW_NEITHER, 0, false, "resume", kw_hold_resume},
     {KW_ABORT, KW_NEITHER, 0, false, "abort", kw_swap_abort},
     {KW_UCP_HOLD, KW_LEAVE, 0, true, "hold", kw_swap_hold},
     {KW_UCP_DRAIN, KW_LEAVE, KW_STEP_WAVES, false, "drain", kw_swap_drain},
@@ -96,8 +75,8 @@ const struct kw_entry kw_kind_entries[] = {
     {KW_UCP_MODEX, KW_TAKE, KW_STEP_SCATTER, false, "modex", kw_swap_modex},
     {KW_UCP_RESTORE, KW_TAKE, 0, false, "restore", kw_swap_restore},
     {KW_UCP_ENABLE, KW_TAKE, 0, false, "enable", kw_swap_enable},
-    {KW_HOLD, KW_HOLDING, 0, true, "park", park},
-    {KW_QUIESCE, KW_HOLDING, KW_STEP_WAVES, false, "quiesce", quiesce},
+    {KW_HOLD, KW_HOLDING, 0, true, "park", kw_hold_park},
+    {KW_QUIESCE, KW_HOLDING, KW_STEP_WAVES, false, "quiesce", kw_hold_quiesce},
 };
 const size_t kw_kind_entries_len = sizeof kw_kind_entries / sizeof kw_kind_entries[0];
 

@@ -168,7 +168,7 @@ void kw_shim_finish(void) {
     kw_swap_let_go();
 }
 
-const char *kw_shim_program_refusal(void) {
+const char *kw_kind_refusal(void) {
     if (kw_endpoints_foreign()) {
         return "the program is connected to another job (spawn or connect), or was, or to a "
                "process without the shim: Open MPI keeps the connections until MPI_Finalize";

@@ -7,6 +7,7 @@
 #include "context.h"
 #include "endpoints.h"
 #include "kept.h"
+#include "kind.h"
 #include "program.h"
 #include "receives.h"
 #include "sends.h"
@@ -51,7 +52,7 @@ static void hold(void) {
 }
 
 enum kw_outcome kw_swap_hold(const struct kw_incoming *incoming, struct kw_result *result) {
-    const char *refusal = is_held() ? NULL : kw_shim_program_refusal();
+    const char *refusal = is_held() ? NULL : kw_kind_refusal();
 
     (void)incoming;
     if (refusal != NULL) {
