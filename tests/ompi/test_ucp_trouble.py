@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cases import agent_dies_in_a_switch
 from harness import Job, Launcher, lead
 
 from kawarimi_agent.barriers import preflight
@@ -46,9 +47,7 @@ async def lead_to(job: Job, to: str, last: str) -> None:
 async def test_agent_dies_between_steps(
     launcher: Launcher, program: Program, last: str, by_one: bool, way: str, to: str
 ) -> None:
-    """Whatever was half done, the agent that comes back finds out and brings it to one state."""
-    stop = launcher.directory / "stop"
-    async with launcher.start(program("traffic"), stop, ranks=2, kind="ucp") as job:
+    async def half(job: Job) -> None:
         if way == "tcp":
             await job.switch("sm")
         await lead_to(job, way, last)
@@ -59,15 +58,8 @@ async def test_agent_dies_between_steps(
             # Addresses come with a command of the coordinator's only.
             if following != "modex":
                 await lead(job.ranks[1:], [following], epoch, taken)
-        await launcher.server.stop()
-        await launcher.server.start()
-        await job.hello()
-        await job.switch(to)
-        assert job.states() == {State.ATTACHED if to == "tcp" else State.DETACHED}
-        await job.switch("sm")
-        await job.switch("tcp")
-        stop.touch()
-        assert "OK" in await job.succeed()
+
+    await agent_dies_in_a_switch(launcher, program("traffic"), half, to, kind="ucp")
 
 
 async def test_given_up_before_the_commit(launcher: Launcher, program: Program) -> None:

@@ -15,6 +15,7 @@ from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.job import running_ring
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.messages import AskJobs
+from soaked import in_soak
 
 DEADLINE_S = 30.0
 
@@ -38,10 +39,6 @@ async def held(guest: Guest) -> str:
     files = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep infiniband"
     mappings = "grep -l infiniband /proc/[0-9]*/maps 2>/dev/null"
     return (await guest.run(f"{queue_pairs}; {files}; {mappings}", check=False)).stdout
-
-
-def in_soak(*values: object) -> object:
-    return pytest.param(*values, marks=[pytest.mark.soak, pytest.mark.timeout(600)])
 
 
 @pytest.mark.parametrize(("ranks_per_guest", "cycles"), [(2, 5), in_soak(1, 20), in_soak(2, 20)])

@@ -22,6 +22,7 @@ from kawarimi_wire.errors import ExecutionFailed, ExitCode
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskJobs
 from kawarimi_wire.phases import PHASES, Phase, PhaseState
 from kawarimi_wire.record import OperationRecord
+from soaked import in_soak
 
 WAYS = ("hostb", "hostd", "hostc", "hosta")
 """From hosta: InfiniBand → Ethernet → Ethernet → InfiniBand (another) → InfiniBand (another)."""
@@ -127,13 +128,9 @@ async def test_one_guest_moves_and_the_other_takes_part(testbed, operator, job):
     await assert_fabric(testbed, operator.guests, "hosta")
 
 
-def in_soak(*phases: Phase) -> list[object]:
-    return [pytest.param(phase, marks=pytest.mark.soak) for phase in phases]
-
-
-BEFORE = [Phase.DRAIN, Phase.MIGRATE, *in_soak(Phase.PREPARE, Phase.RELEASE, Phase.UNPLUG)]
+BEFORE = [Phase.DRAIN, Phase.MIGRATE, *map(in_soak, (Phase.PREPARE, Phase.RELEASE, Phase.UNPLUG))]
 """Phases in which an operation that is interrupted goes back."""
-AFTER = [Phase.REPROBE, *in_soak(Phase.PLUG, Phase.RESELECT)]
+AFTER = [Phase.REPROBE, *map(in_soak, (Phase.PLUG, Phase.RESELECT))]
 
 
 async def interrupt(operator: Operator, to: str, phase: Phase) -> tuple[int, str, str]:
