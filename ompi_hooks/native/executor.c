@@ -53,12 +53,12 @@ static void program_tell(void) {
     }
 }
 
-bool kw_executor_serve(void) {
+void kw_executor_serve(void) {
     unsigned why = atomic_load(&kw_executor_needed);
 
     if (inside || !kw_kind_is_safe() ||
         ((why & (COMMANDS | TELLING)) == 0 && !kw_kind_wants_tending())) {
-        return false;
+        return;
     }
     inside = true;
     kw_stall_begin();
@@ -85,7 +85,6 @@ bool kw_executor_serve(void) {
     kw_stall_end();
     program_tell();
     inside = false;
-    return true;
 }
 
 void kw_executor_attention(void) {

@@ -291,7 +291,7 @@ KW_EXPORT unsigned ucp_worker_progress(ucp_worker_h worker) {
     }
     if (KW_UNLIKELY(atomic_load_explicit(&kw_executor_needed, memory_order_relaxed) != 0)) {
         kw_shim_begin_once();
-        done += kw_executor_serve();
+        kw_executor_serve();
         /* What the program waits for needs others to run: other ranks, and the agent that leads
          * them. */
         if (kw_worker.sends_wait) {
