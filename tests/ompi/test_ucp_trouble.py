@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cases import agent_dies_in_a_switch
-from harness import Job, Launcher, lead
+from harness import UCP_STEPS, Job, Launcher, lead, lead_to
 
 from kawarimi_agent.barriers import preflight
 from kawarimi_agent.coordinator import Switch
@@ -30,19 +30,9 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 Program = Callable[[str], Path]
 
-STEPS = ["hold", "drain", "disconnect", "close", "init", "modex", "restore", "enable"]
-
-
-async def lead_to(job: Job, to: str, last: str) -> None:
-    """The coordinator's own way, stopped after a step."""
-    switch = Switch("test", job.ranks, to, deadline_s=20)
-    assert [step.name for step in switch._steps] == STEPS
-    switch._steps = switch._steps[: STEPS.index(last) + 1]
-    await switch.run()
-
 
 @pytest.mark.parametrize("by_one", [False, True], ids=["by-all", "and-the-next-by-one"])
-@pytest.mark.parametrize("last", STEPS[:-1])
+@pytest.mark.parametrize("last", UCP_STEPS[:-1])
 @pytest.mark.parametrize(("way", "to"), [("sm", "sm"), ("sm", "tcp"), ("tcp", "tcp")])
 async def test_agent_dies_between_steps(
     launcher: Launcher, program: Program, last: str, by_one: bool, way: str, to: str
@@ -53,7 +43,7 @@ async def test_agent_dies_between_steps(
         await lead_to(job, way, last)
         if by_one:
             epoch = job.ranks[0].epoch
-            following = STEPS[STEPS.index(last) + 1]
+            following = UCP_STEPS[UCP_STEPS.index(last) + 1]
             taken = job.ranks[0].hello.leave if way == "sm" else job.ranks[0].hello.take
             # Addresses come with a command of the coordinator's only.
             if following != "modex":
@@ -113,7 +103,7 @@ async def test_rank_that_computes_can_be_poked(launcher: Launcher, program: Prog
         assert "OK" in await job.succeed()
 
 
-@pytest.mark.parametrize("last", ["hold", "drain", "close", "restore"])
+@pytest.mark.parametrize("last", ["init", "modex", "drain", "disconnect", "restore", "enable"])
 async def test_rank_killed_in_mid_switch(launcher: Launcher, program: Program, last: str) -> None:
     stop = launcher.directory / "stop"
     async with launcher.start(program("traffic"), stop, ranks=3, kind="ucp") as job:
@@ -164,7 +154,7 @@ async def test_fabric_that_is_not_there(launcher: Launcher, program: Program) ->
         with pytest.raises(ExecutionFailed) as caught:
             await job.switch("rc")
         assert caught.value.slug is Slug.FABRIC_ABSENT
-        assert caught.value.facts["step"] == "hold"
+        assert caught.value.facts["step"] == "init"
         assert job.states() == {State.DETACHED}
         stop.touch()
         assert "OK" in await job.succeed()
