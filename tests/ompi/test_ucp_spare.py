@@ -104,7 +104,9 @@ async def test_nothing_is_left_of_what_was_given_up(
                 assert caught.value.untouched == f"the job runs on {side}, as before"
                 assert held(job) == usual[side]
         stop.touch()
-        assert "OK" in await job.succeed()
+        text = await job.succeed()
+    assert "OK" in text
+    assert "UCX" not in text  # as its warnings begin: the endpoints go without a farewell
 
 
 @pytest.mark.parametrize("at", UCP_STEPS[5:])
