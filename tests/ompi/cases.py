@@ -33,7 +33,7 @@ async def switch_under_traffic(
     ) as job:
         await job.switch(fabric)
         for number in range(switches):
-            await asyncio.sleep(moments.random() * 0.02)  # a random moment, not a condition
+            await asyncio.sleep(moments.random() * 0.002)  # a random moment, not a condition
             await job.switch((fallback, fabric)[number % 2])
         stop.touch()
         assert "OK" in await job.succeed()
