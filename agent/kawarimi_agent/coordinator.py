@@ -6,8 +6,8 @@ answered. There is one way back, ABORT, and one step after which it no longer le
 marked COMMIT. When a rank has passed that, the only way is forward:
 
 - where the commit is the last step, the ranks that have not done it are asked again;
-- where steps follow it, its ranks have nothing to talk over in between (state CROSSING). They meet
-  on the fallback, which every rank can open: by the steps of leaving the fabric, from the commit
+- where steps follow it, its ranks are between two transports meanwhile (state CROSSING). They meet
+  on the fallback, which every rank can open: by the steps of leaving the fabric, from the first one
   on. Such steps may be repeated, in whatever state a broken-off operation left each rank.
 """
 
@@ -155,7 +155,7 @@ class Switch(Operation):
             )
         self._ends = time.monotonic() + max(self._deadline_s, FORWARD_DEADLINE_S)
         try:
-            for step in _from_commit(self._ranks[0].hello.leave):
+            for step in self._ranks[0].hello.leave:
                 await self._step(step)
         except KawarimiError as second:
             states = {rank.name: rank.state.name.lower() for rank in self._ranks}

@@ -25,7 +25,7 @@ from kawarimi_wire.errors import ExecutionFailed, PreflightRefused, Slug, UsageE
 COMPONENT = "mca_hook_kawarimi.so"
 HELP_FILE = "help-hook-kawarimi.txt"
 UCP_LIBRARY = "libkawarimi_ucp.so"
-UCP_COMMON = ("executor", "hold", "link", "poke", "program", "protocol", "stall", "steps")
+UCP_COMMON = ("executor", "hold", "link", "poke", "program", "protocol", "queues", "stall", "steps")
 """What the kind `ucp` shares with the kind `btl`; the rest of it lies in native/ucp."""
 
 KNOWN_VERSIONS = ("4.1.4",)

@@ -13,9 +13,6 @@ kw_step kw_step_prepare, kw_step_select, kw_step_drain, kw_step_fini, kw_step_ab
 /* Taking it (take.c). */
 kw_step kw_step_init, kw_step_modex, kw_step_add, kw_step_enable;
 
-/* What the program does at the moment that a switch or a hold would break; NULL if nothing. */
-const char *kw_program_refusal(void);
-
 /* Make the fallback reach every peer, and choose it: the fabric stays in the RDMA arrays. Returns
  * NULL, or why not; nothing has changed then. */
 const char *kw_fallback_select(void);

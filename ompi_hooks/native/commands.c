@@ -27,31 +27,10 @@ static enum kw_outcome status(const struct kw_incoming *incoming, struct kw_resu
     return KW_OK;
 }
 
-/* Messages of other jobs are counted here and not there, so no two sums would ever agree. */
-static enum kw_outcome hold(const struct kw_incoming *incoming, struct kw_result *result) {
-    result->text = kw_program_refusal();
-    if (result->text != NULL) {
-        return KW_REFUSED;
-    }
-    kw_hold_begin(incoming->received_ns + incoming->command.deadline_ms * 1000000ull);
-    return KW_OK;
-}
-
-/* As with DRAIN, the reply's counters are the product. */
-static enum kw_outcome quiesce(const struct kw_incoming *incoming, struct kw_result *result) {
+enum kw_outcome kw_kind_quiesce(const struct kw_incoming *incoming, struct kw_result *result) {
     (void)incoming;
-    if (!kw_hold_lasts()) {
-        return kw_refused(result, "the rank is not parked");
-    }
     kw_kind_tend();
     result->everything = true;
-    return KW_OK;
-}
-
-static enum kw_outcome resume(const struct kw_incoming *incoming, struct kw_result *result) {
-    (void)incoming;
-    (void)result;
-    kw_hold_end();
     return KW_OK;
 }
 
@@ -59,7 +38,7 @@ const char kw_kind_name[] = "btl";
 
 const struct kw_entry kw_kind_entries[] = {
     {KW_STATUS, KW_NEITHER, 0, false, "status", status},
-    {KW_RESUME, KW_NEITHER, 0, false, "resume", resume},
+    {KW_RESUME, KW_NEITHER, 0, false, "resume", kw_hold_resume},
     {KW_ABORT, KW_NEITHER, 0, false, "abort", kw_step_abort},
     {KW_PREPARE, KW_LEAVE, 0, true, "prepare", kw_step_prepare},
     {KW_SELECT, KW_LEAVE, 0, true, "select", kw_step_select},
@@ -69,8 +48,8 @@ const struct kw_entry kw_kind_entries[] = {
     {KW_MODEX, KW_TAKE, KW_STEP_SCATTER, false, "modex", kw_step_modex},
     {KW_ADD, KW_TAKE, 0, false, "add", kw_step_add},
     {KW_ENABLE, KW_TAKE, KW_STEP_COMMIT, false, "enable", kw_step_enable},
-    {KW_HOLD, KW_HOLDING, 0, true, "park", hold},
-    {KW_QUIESCE, KW_HOLDING, KW_STEP_WAVES, false, "quiesce", quiesce},
+    {KW_HOLD, KW_HOLDING, 0, true, "park", kw_hold_park},
+    {KW_QUIESCE, KW_HOLDING, KW_STEP_WAVES, false, "quiesce", kw_hold_quiesce},
 };
 const size_t kw_kind_entries_len = sizeof kw_kind_entries / sizeof kw_kind_entries[0];
 

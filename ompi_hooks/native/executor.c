@@ -31,12 +31,12 @@ static struct kw_incoming *under_way;
  * first, and the next visit goes on with it. */
 static void commands_run(void) {
     atomic_fetch_and(&kw_executor_needed, ~(unsigned)COMMANDS);
-    while (under_way != NULL || (under_way = kw_link_take()) != NULL) {
+    while (under_way != NULL || (under_way = kw_queues_take()) != NULL) {
         if (!kw_steps_execute(under_way)) {
             kw_executor_attention();
             return;
         }
-        kw_link_finish(under_way);
+        kw_queues_finish(under_way);
         under_way = NULL;
     }
 }
@@ -53,12 +53,12 @@ static void program_tell(void) {
     }
 }
 
-bool kw_executor_serve(void) {
+void kw_executor_serve(void) {
     unsigned why = atomic_load(&kw_executor_needed);
 
     if (inside || !kw_kind_is_safe() ||
         ((why & (COMMANDS | TELLING)) == 0 && !kw_kind_wants_tending())) {
-        return false;
+        return;
     }
     inside = true;
     kw_stall_begin();
@@ -85,7 +85,6 @@ bool kw_executor_serve(void) {
     kw_stall_end();
     program_tell();
     inside = false;
-    return true;
 }
 
 void kw_executor_attention(void) {
@@ -94,7 +93,7 @@ void kw_executor_attention(void) {
 
 void kw_executor_stop(void) {
     if (under_way != NULL) {
-        kw_link_finish(under_way);
+        kw_queues_finish(under_way);
         under_way = NULL;
     }
 }

@@ -1,20 +1,39 @@
 #include "hold.h"
 
+#include "kind.h"
 #include "stall.h"
 
 /* Only the rank's thread touches these. */
 static uint64_t since; /* on kw_clock(); 0: not parked */
 static uint64_t ends;
 
-void kw_hold_begin(uint64_t until) {
+/* Refused where a switch would be: messages of other jobs are counted here and not there, so no two
+ * sums would ever agree. */
+enum kw_outcome kw_hold_park(const struct kw_incoming *incoming, struct kw_result *result) {
+    const char *refusal = kw_kind_refusal();
+
+    if (refusal != NULL) {
+        return kw_refused(result, refusal);
+    }
     if (!kw_hold_lasts()) {
         since = kw_clock();
     }
-    ends = until;
+    ends = incoming->received_ns + incoming->command.deadline_ms * 1000000ull;
+    return KW_OK;
 }
 
-void kw_hold_end(void) {
+enum kw_outcome kw_hold_quiesce(const struct kw_incoming *incoming, struct kw_result *result) {
+    return kw_hold_lasts() ? kw_kind_quiesce(incoming, result)
+                           : kw_refused(result, "the rank is not parked");
+}
+
+/* What the kind held back goes on at once, so that the reply tells of it. */
+enum kw_outcome kw_hold_resume(const struct kw_incoming *incoming, struct kw_result *result) {
+    (void)incoming;
+    (void)result;
     since = 0;
+    kw_kind_tend();
+    return KW_OK;
 }
 
 bool kw_hold_lasts(void) {

@@ -9,12 +9,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Park from now on (a repeated call: longer or shorter), until `until` on kw_clock() or
- * kw_hold_end(). So nobody is parked for ever, whatever becomes of the agent. */
-void kw_hold_begin(uint64_t until);
+#include "step.h"
 
-/* Let go. Idempotent. */
-void kw_hold_end(void);
+/* Park from now on (repeated: longer or shorter), until the command's deadline or RESUME: so nobody
+ * is parked for ever, whatever becomes of the agent. */
+kw_step kw_hold_park;
+
+/* Let what is under way arrive. */
+kw_step kw_hold_quiesce;
+
+/* Let go. */
+kw_step kw_hold_resume;
 
 /* Is the rank to stay parked? */
 bool kw_hold_lasts(void);

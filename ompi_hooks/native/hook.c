@@ -152,8 +152,10 @@ static int component_open(void) {
 
 /* Open MPI's low priority progress function. */
 static int progress(void) {
-    return OPAL_UNLIKELY(atomic_load_explicit(&kw_executor_needed, memory_order_relaxed) != 0) &&
-           kw_executor_serve();
+    if (OPAL_UNLIKELY(atomic_load_explicit(&kw_executor_needed, memory_order_relaxed) != 0)) {
+        kw_executor_serve();
+    }
+    return 0;
 }
 
 static void stop(void) {

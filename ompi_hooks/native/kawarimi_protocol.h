@@ -50,8 +50,7 @@ enum kw_code {
     KW_UCP_INIT_FABRIC = 205,
     KW_UCP_MODEX = 206,
     KW_UCP_RESTORE = 207,
-    KW_UCP_ENABLE = 208,
-    KW_UCP_HOLD_FOR_FABRIC = 209 /* HOLD, if there is a fabric to go to */
+    KW_UCP_ENABLE = 208
 };
 
 /* Where a rank stands. */
@@ -62,10 +61,11 @@ enum kw_state {
     KW_DETACHED = 4,  /* the fabric's component is closed and unloaded */
     KW_OPENED = 5,    /* the fabric is open with new addresses, and knows no peer */
     KW_CONNECTED = 6, /* it knows every peer, and carries nothing yet */
-    /* Of kinds that have one transport at a time: */
+    /* Of kinds that exchange the transport as a whole (PREPARED and OPENED say that there is another one
+     * besides that in use): */
     KW_HELD = 7,    /* what the program sends and receives waits; the transport is as before */
-    KW_CROSSING = 8 /* there is no transport, or one that is not in use yet: ABORT does not lead out,
-                     * but the steps to the fallback do, from the first one on */
+    KW_CROSSING = 8 /* between two transports, of which both may be open: ABORT does not lead out, but
+                     * the steps of either direction do, from the first one on */
 };
 
 enum kw_outcome {
@@ -89,7 +89,8 @@ enum kw_step_flags {
     KW_STEP_GATHER = 2,  /* replies carry blobs */
     KW_STEP_SCATTER = 4, /* the command carries every rank's blobs of the last gather */
     KW_STEP_COMMIT = 8   /* after it, ABORT no longer leads back to where the operation began; the
-                          * steps that follow it lead on, and may be repeated from it on */
+                          * steps that follow it lead on, and where there are any, all steps of either
+                          * direction may be repeated */
 };
 
 enum kw_command_flags { KW_POKE = 1 /* wake a rank that computes outside MPI, by a signal */ };

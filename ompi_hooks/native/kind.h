@@ -28,6 +28,13 @@ extern const char kw_kind_name[];
 extern const struct kw_entry kw_kind_entries[];
 extern const size_t kw_kind_entries_len;
 
+/* What the program does at the moment that a switch or a hold would break; NULL if nothing. */
+const char *kw_kind_refusal(void);
+
+/* The rank is parked: let what is under way arrive. Repeated in waves; the reply's counters are the
+ * product. */
+kw_step kw_kind_quiesce;
+
 /* Fill in a reply's counters. */
 void kw_kind_measure(const struct kw_result *result, struct kw_reply *reply);
 

@@ -5,12 +5,13 @@
 #include "counters.h"
 #include "drain.h"
 #include "fabric.h"
+#include "kind.h"
 #include "r2.h"
 #include "program.h"
 #include "routes.h"
 #include "status.h"
 
-const char *kw_program_refusal(void) {
+const char *kw_kind_refusal(void) {
     /* Also after MPI_Comm_disconnect: Open MPI 4.1 keeps the other job's processes, and their
      * endpoints on the fabric, until MPI_Finalize. */
     if (kw_peers_of_other_jobs()) {
@@ -67,7 +68,7 @@ enum kw_outcome kw_step_prepare(const struct kw_incoming *incoming, struct kw_re
     if (kw_state() != KW_ATTACHED) {
         return kw_not_in_this_state(result);
     }
-    result->text = kw_program_refusal();
+    result->text = kw_kind_refusal();
     if (result->text != NULL) {
         return KW_REFUSED;
     }
@@ -133,7 +134,7 @@ enum kw_outcome kw_step_abort(const struct kw_incoming *incoming, struct kw_resu
         return KW_OK;
     case KW_OPENED:
     case KW_CONNECTED:
-        result->text = kw_program_refusal();
+        result->text = kw_kind_refusal();
         if (result->text != NULL) {
             return KW_REFUSED;
         }

@@ -1,11 +1,9 @@
 #include "link.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -14,31 +12,13 @@
 
 #include "stall.h"
 
-enum {
-    COMMANDS_MAX = 64, /* queued: far more than a coordinator has under way at once */
-    REPLIES_MAX = 128,
-    REDIAL_FIRST_MS = 50,
-    REDIAL_LAST_MS = 1000,
-    POKE_AFTER_MS = 20
-};
+enum { REDIAL_FIRST_MS = 50, REDIAL_LAST_MS = 1000, POKE_AFTER_MS = 20 };
 
-struct reply {
-    struct reply *next;
-    uint32_t connection;
-    struct kw_message message;
-};
-
-/* Guards every queue and the fields below it; held for a few instructions only, never across a
- * system call that can block. */
+/* Guards the two below it; held for a few instructions only, never across a system call that can
+ * block. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct kw_incoming *commands[COMMANDS_MAX]; /* a ring */
-static unsigned commands_head, commands_len;
-static bool command_taken; /* and not finished */
-static struct reply *replies, **replies_tail = &replies;
-static unsigned replies_len;
 static struct kw_hello hello;
-static uint32_t connection; /* counts connections; that of the current one while connected */
-static bool stopping;       /* set once, by kw_link_stop */
+static bool stopping; /* set once, by kw_link_stop */
 
 /* Of the thread alone, after kw_link_start. */
 static char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -60,33 +40,11 @@ static void wake(void) {
     (void)!write(wake_fd, &one, sizeof one);
 }
 
-static void queues_clear(void) {
-    pthread_mutex_lock(&lock);
-    while (commands_len > 0) {
-        free(commands[commands_head]);
-        commands_head = (commands_head + 1) % COMMANDS_MAX;
-        commands_len--;
-    }
-    while (replies != NULL) {
-        struct reply *next = replies->next;
-
-        kw_message_release(&replies->message);
-        free(replies);
-        replies = next;
-    }
-    replies_tail = &replies;
-    replies_len = 0;
-    pthread_mutex_unlock(&lock);
-}
-
 static void disconnect(void) {
     close(socket_fd);
     socket_fd = -1;
     poke_at = 0;
-    pthread_mutex_lock(&lock);
-    connection++;
-    pthread_mutex_unlock(&lock);
-    queues_clear();
+    kw_queues_reset();
 }
 
 static bool peer_trusted(int fd) {
@@ -133,26 +91,8 @@ static void refuse(const struct kw_header *header, const char *why) {
     (void)send(socket_fd, &reply, sizeof reply, MSG_NOSIGNAL);
 }
 
-static void command_queue(const void *packet, size_t size) {
-    const struct kw_command *command = packet;
-    struct kw_incoming *incoming =
-        calloc(1, sizeof *incoming - sizeof incoming->command + size);
-    bool queued = false;
-
-    if (incoming != NULL) {
-        memcpy(&incoming->command, packet, size);
-        incoming->received_ns = kw_clock();
-        pthread_mutex_lock(&lock);
-        incoming->connection = connection;
-        if (commands_len < COMMANDS_MAX) {
-            commands[(commands_head + commands_len) % COMMANDS_MAX] = incoming;
-            commands_len++;
-            queued = true;
-        }
-        pthread_mutex_unlock(&lock);
-    }
-    if (!queued) {
-        free(incoming);
+static void command_queue(const struct kw_command *command, size_t size) {
+    if (!kw_queues_put(command, size)) {
         refuse(&command->header, "too many commands under way");
         return;
     }
@@ -189,7 +129,7 @@ static bool receive(void) {
         }
         wrong = kw_command_check(packet.bytes, (size_t)size);
         if (wrong == NULL) {
-            command_queue(packet.bytes, (size_t)size);
+            command_queue((const void *)packet.bytes, (size_t)size);
         } else {
             if ((size_t)size < sizeof packet.header) {
                 packet.header.sequence = 0;
@@ -199,52 +139,22 @@ static bool receive(void) {
     }
 }
 
-static struct reply *reply_pop(void) {
-    struct reply *reply;
-
-    pthread_mutex_lock(&lock);
-    reply = replies;
-    if (reply != NULL) {
-        replies = reply->next;
-        replies_len--;
-        if (replies == NULL) {
-            replies_tail = &replies;
-        }
-    }
-    pthread_mutex_unlock(&lock);
-    return reply;
-}
-
-static void reply_unpop(struct reply *reply) {
-    pthread_mutex_lock(&lock);
-    reply->next = replies;
-    replies = reply;
-    replies_len++;
-    if (reply->next == NULL) {
-        replies_tail = &reply->next;
-    }
-    pthread_mutex_unlock(&lock);
-}
-
 /* Send what is queued, until the socket is full. Returns false if the connection is over;
  * *unsent says whether something is left. */
 static bool transmit(bool *unsent) {
-    struct reply *reply;
+    struct kw_outgoing *reply;
 
     *unsent = false;
-    while ((reply = reply_pop()) != NULL) {
-        bool current = reply->connection == connection;
-
-        if (current && send(socket_fd, reply->message.bytes, reply->message.size,
-                            MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+    while ((reply = kw_queues_pop()) != NULL) {
+        if (send(socket_fd, reply->message.bytes, reply->message.size,
+                 MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
             bool full = errno == EAGAIN || errno == EINTR || errno == ENOBUFS;
 
-            reply_unpop(reply);
+            kw_queues_unpop(reply);
             *unsent = full;
             return full;
         }
-        kw_message_release(&reply->message);
-        free(reply);
+        kw_queues_sent(reply);
     }
     return true;
 }
@@ -265,9 +175,7 @@ static void poke_if_due(void) {
     if (poke_at == 0 || kw_clock() < poke_at) {
         return;
     }
-    pthread_mutex_lock(&lock);
-    waiting = commands_len > 0 || command_taken;
-    pthread_mutex_unlock(&lock);
+    waiting = kw_queues_busy();
     poke_at = waiting ? kw_clock() + POKE_AFTER_MS * 1000000ull : 0;
     if (waiting) {
         on_poke();
@@ -357,50 +265,10 @@ void kw_link_set_state(uint32_t state, uint32_t epoch) {
     pthread_mutex_unlock(&lock);
 }
 
-struct kw_incoming *kw_link_take(void) {
-    struct kw_incoming *incoming = NULL;
-
-    pthread_mutex_lock(&lock);
-    if (commands_len > 0) {
-        incoming = commands[commands_head];
-        commands_head = (commands_head + 1) % COMMANDS_MAX;
-        commands_len--;
-        command_taken = true;
+void kw_link_reply(uint32_t connection, struct kw_message *message) {
+    if (kw_queues_reply(connection, message)) {
+        wake();
     }
-    pthread_mutex_unlock(&lock);
-    return incoming;
-}
-
-void kw_link_finish(struct kw_incoming *incoming) {
-    free(incoming);
-    pthread_mutex_lock(&lock);
-    command_taken = false;
-    pthread_mutex_unlock(&lock);
-}
-
-void kw_link_reply(uint32_t to, struct kw_message *message) {
-    struct reply *reply = malloc(sizeof *reply);
-    bool queued = false;
-
-    if (reply != NULL) {
-        *reply = (struct reply){.connection = to, .message = *message};
-        ((struct kw_header *)(void *)message->bytes)->size = (uint32_t)message->size;
-        pthread_mutex_lock(&lock);
-        if (to == connection && replies_len < REPLIES_MAX) {
-            *replies_tail = reply;
-            replies_tail = &reply->next;
-            replies_len++;
-            queued = true;
-        }
-        pthread_mutex_unlock(&lock);
-    }
-    if (!queued) {
-        kw_message_release(message);
-        free(reply);
-        return;
-    }
-    *message = (struct kw_message){0};
-    wake();
 }
 
 void kw_link_stop(void) {
@@ -413,7 +281,7 @@ void kw_link_stop(void) {
     pthread_mutex_unlock(&lock);
     wake();
     pthread_join(thread, NULL);
-    queues_clear();
+    kw_queues_reset();
     close(wake_fd);
     wake_fd = -1;
 }

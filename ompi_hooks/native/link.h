@@ -7,15 +7,7 @@
 #include <stdint.h>
 
 #include "protocol.h"
-
-/* A command as it came in. */
-struct kw_incoming {
-    uint64_t received_ns; /* on kw_clock() */
-    uint64_t spent_ns;    /* in the rank's thread so far */
-    uint32_t visits;      /* of the rank's thread so far */
-    uint32_t connection;  /* by which it came: replies to another one are dropped */
-    struct kw_command command; /* and its blobs */
-};
+#include "queues.h"
 
 /* Do not dial before this says that the rank is ready; asked in the thread, again and again until then.
  * To be called before kw_link_start(); without it the rank is. */
@@ -31,13 +23,6 @@ int kw_link_start(const char *path, const struct kw_hello *hello, void (*attenti
 
 /* What the next hello will say. Any thread. */
 void kw_link_set_state(uint32_t state, uint32_t epoch);
-
-/* The oldest queued command that has come by the connection in use, or NULL. Commands of a
- * connection that broke are dropped here: the agent that comes back asks anew. */
-struct kw_incoming *kw_link_take(void);
-
-/* What was taken is done with, and freed. Until then its poke goes on. */
-void kw_link_finish(struct kw_incoming *incoming);
 
 /* Queue a reply. Takes the message's bytes over in every case; never blocks on the agent. */
 void kw_link_reply(uint32_t connection, struct kw_message *message);

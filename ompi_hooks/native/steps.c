@@ -111,7 +111,9 @@ static enum kw_outcome execute(const struct kw_incoming *incoming, struct kw_res
         if (kw_kind_entries[i].code != command->code) {
             continue;
         }
-        if (incoming->visits == 0 && kw_kind_entries[i].patient && kw_program_defers() != NULL) {
+        /* Between two transports the other ranks would wait for it. */
+        if (incoming->visits == 0 && kw_kind_entries[i].patient && state != KW_CROSSING &&
+            kw_program_defers() != NULL) {
             result->text = kw_program_defers();
             return KW_DEFERRED;
         }

@@ -3,6 +3,7 @@
 #include "ompi_config.h"
 
 #include "fabric.h"
+#include "kind.h"
 #include "modex.h"
 #include "program.h"
 #include "r2.h"
@@ -14,7 +15,7 @@ static enum kw_outcome fabric_open(struct kw_result *result) {
     if (!kw_fabric_loaded()) {
         result->text = kw_fabric_check();
         if (result->text == NULL) {
-            result->text = kw_program_refusal();
+            result->text = kw_kind_refusal();
         }
         if (result->text != NULL) {
             return KW_REFUSED;

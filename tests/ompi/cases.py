@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from harness import Job, Launcher
 
 from kawarimi_agent.hold import Hold
+from kawarimi_ompi.protocol import State
 from kawarimi_wire.errors import OutcomeUnknown, Slug
 
 
@@ -31,8 +33,36 @@ async def switch_under_traffic(
     ) as job:
         await job.switch(fabric)
         for number in range(switches):
-            await asyncio.sleep(moments.random() * 0.02)  # a random moment, not a condition
+            await asyncio.sleep(moments.random() * 0.002)  # a random moment, not a condition
             await job.switch((fallback, fabric)[number % 2])
+        stop.touch()
+        assert "OK" in await job.succeed()
+
+
+async def agent_dies_in_a_switch(
+    launcher: Launcher,
+    traffic: Path,
+    half: Callable[[Job], Awaitable[None]],
+    to: str,
+    **kind: str,
+) -> None:
+    """Whatever was half done, the agent that comes back finds out and brings it to one state.
+
+    :param half: leads a job that is on its fabric through a part of a switch.
+    :param to: the side that the next agent is asked for.
+    """
+    stop = launcher.directory / "stop"
+    async with launcher.start(traffic, stop, ranks=2, **kind) as job:
+        hello = job.ranks[0].hello
+        await job.switch(hello.fabric)
+        await half(job)
+        await launcher.server.stop()
+        await launcher.server.start()
+        await job.hello()
+        await job.switch(to)
+        assert job.states() == {State.ATTACHED if to == hello.fabric else State.DETACHED}
+        await job.switch(hello.fallback)
+        await job.switch(hello.fabric)
         stop.touch()
         assert "OK" in await job.succeed()
 

@@ -236,3 +236,15 @@ async def lead(ranks: list[Rank], steps: list[str], epoch: int, among: Sequence[
         assert [reply.outcome for reply in replies] == [Outcome.OK] * len(ranks), (name, replies)
         if step.has(StepFlag.GATHER):
             blobs = tuple(blob for reply in replies for blob in reply.blobs)
+
+
+UCP_STEPS = ["init", "modex", "hold", "drain", "disconnect", "restore", "enable", "close"]
+"""Those of the kind `ucp`, in both directions."""
+
+
+async def lead_to(job: Job, to: str, last: str) -> None:
+    """Lead a job of the kind `ucp` the coordinator's own way, and stop after a step."""
+    switch = Switch("test", job.ranks, to, deadline_s=20)
+    assert [step.name for step in switch._steps] == UCP_STEPS
+    switch._steps = switch._steps[: UCP_STEPS.index(last) + 1]
+    await switch.run()

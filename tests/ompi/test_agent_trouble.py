@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import LEAVE, TAKE, Launcher, attached, epoch_after, lead
+from cases import agent_dies_in_a_switch
+from harness import LEAVE, TAKE, Job, Launcher, epoch_after, lead
 
 from kawarimi_agent.coordinator import Switch
-from kawarimi_ompi.protocol import State
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -36,10 +36,7 @@ Program = Callable[[str], Path]
 async def test_agent_dies_between_steps(
     launcher: Launcher, program: Program, done: list[str], by_one: str, to: str
 ) -> None:
-    """Whatever was half done, the agent that comes back finds out and brings it to one state."""
-    stop = launcher.directory / "stop"
-    async with launcher.start(program("traffic"), stop, ranks=2) as job:
-        await attached(job)
+    async def half(job: Job) -> None:
         if done[0] == "away":
             await job.switch("vader")
         elif done[0] == "quiet":
@@ -52,15 +49,8 @@ async def test_agent_dies_between_steps(
         await lead(job.ranks, names, epoch)
         if by_one:
             await lead(job.ranks[1:], [by_one], epoch)
-        await launcher.server.stop()
-        await launcher.server.start()
-        await job.hello()
-        await job.switch(to)
-        assert job.states() == {State.ATTACHED if to == "tcp" else State.DETACHED}
-        await job.switch("vader")
-        await job.switch("tcp")
-        stop.touch()
-        assert "OK" in await job.succeed()
+
+    await agent_dies_in_a_switch(launcher, program("traffic"), half, to)
 
 
 async def test_job_without_agent_and_agent_that_comes_late(

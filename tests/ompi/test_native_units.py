@@ -43,7 +43,9 @@ def test_fuzzed_parser(tmp_path: Path, program: str, unit: str) -> None:
 
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_link_under_sanitizer(tmp_path: Path, sanitizer: str) -> None:
-    compile_with(sanitizer, "link_alone", ("link", "protocol", "stall"), tmp_path / "link")
+    compile_with(
+        sanitizer, "link_alone", ("link", "protocol", "queues", "stall"), tmp_path / "link"
+    )
     command = [str(tmp_path / "link"), str(tmp_path / "socket"), "12"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

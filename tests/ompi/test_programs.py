@@ -15,6 +15,7 @@ from mpi4py_source import mpi4py_tests
 
 import hpcc as hpcc_run
 from kawarimi_wire.errors import KawarimiError
+from soaked import in_soak
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -105,10 +106,6 @@ async def mpi4py_suite(
     texts = [(directory / str(rank)).read_text() for rank in range(3)]
     assert code == 0, texts[0][-3000:]
     return [Counter(match[0] for match in MPI4PY_RESULT.finditer(text)) for text in texts]
-
-
-def in_soak(*values: object) -> object:
-    return pytest.param(*values, marks=[pytest.mark.soak, pytest.mark.timeout(900)])
 
 
 NOT_SYNCHRONOUS = (

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Job, Launcher, lead
+from cases import agent_dies_in_a_switch
+from harness import UCP_STEPS, Job, Launcher, lead, lead_to
 
 from kawarimi_agent.barriers import preflight
 from kawarimi_agent.coordinator import Switch
@@ -29,45 +30,26 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 Program = Callable[[str], Path]
 
-STEPS = ["hold", "drain", "disconnect", "close", "init", "modex", "restore", "enable"]
-
-
-async def lead_to(job: Job, to: str, last: str) -> None:
-    """The coordinator's own way, stopped after a step."""
-    switch = Switch("test", job.ranks, to, deadline_s=20)
-    assert [step.name for step in switch._steps] == STEPS
-    switch._steps = switch._steps[: STEPS.index(last) + 1]
-    await switch.run()
-
 
 @pytest.mark.parametrize("by_one", [False, True], ids=["by-all", "and-the-next-by-one"])
-@pytest.mark.parametrize("last", STEPS[:-1])
+@pytest.mark.parametrize("last", UCP_STEPS[:-1])
 @pytest.mark.parametrize(("way", "to"), [("sm", "sm"), ("sm", "tcp"), ("tcp", "tcp")])
 async def test_agent_dies_between_steps(
     launcher: Launcher, program: Program, last: str, by_one: bool, way: str, to: str
 ) -> None:
-    """Whatever was half done, the agent that comes back finds out and brings it to one state."""
-    stop = launcher.directory / "stop"
-    async with launcher.start(program("traffic"), stop, ranks=2, kind="ucp") as job:
+    async def half(job: Job) -> None:
         if way == "tcp":
             await job.switch("sm")
         await lead_to(job, way, last)
         if by_one:
             epoch = job.ranks[0].epoch
-            following = STEPS[STEPS.index(last) + 1]
+            following = UCP_STEPS[UCP_STEPS.index(last) + 1]
             taken = job.ranks[0].hello.leave if way == "sm" else job.ranks[0].hello.take
             # Addresses come with a command of the coordinator's only.
             if following != "modex":
                 await lead(job.ranks[1:], [following], epoch, taken)
-        await launcher.server.stop()
-        await launcher.server.start()
-        await job.hello()
-        await job.switch(to)
-        assert job.states() == {State.ATTACHED if to == "tcp" else State.DETACHED}
-        await job.switch("sm")
-        await job.switch("tcp")
-        stop.touch()
-        assert "OK" in await job.succeed()
+
+    await agent_dies_in_a_switch(launcher, program("traffic"), half, to, kind="ucp")
 
 
 async def test_given_up_before_the_commit(launcher: Launcher, program: Program) -> None:
@@ -121,7 +103,7 @@ async def test_rank_that_computes_can_be_poked(launcher: Launcher, program: Prog
         assert "OK" in await job.succeed()
 
 
-@pytest.mark.parametrize("last", ["hold", "drain", "close", "restore"])
+@pytest.mark.parametrize("last", ["init", "modex", "drain", "disconnect", "restore", "enable"])
 async def test_rank_killed_in_mid_switch(launcher: Launcher, program: Program, last: str) -> None:
     stop = launcher.directory / "stop"
     async with launcher.start(program("traffic"), stop, ranks=3, kind="ucp") as job:
@@ -172,7 +154,7 @@ async def test_fabric_that_is_not_there(launcher: Launcher, program: Program) ->
         with pytest.raises(ExecutionFailed) as caught:
             await job.switch("rc")
         assert caught.value.slug is Slug.FABRIC_ABSENT
-        assert caught.value.facts["step"] == "hold"
+        assert caught.value.facts["step"] == "init"
         assert job.states() == {State.DETACHED}
         stop.touch()
         assert "OK" in await job.succeed()

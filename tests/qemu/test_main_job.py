@@ -21,6 +21,7 @@ from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExecutionFailed, ExitCode
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskJobs
 from kawarimi_wire.phases import PHASES, Phase, PhaseState
+from soaked import in_soak
 
 PAUSE_S = 0.001
 """Between two exchanges: operations on guests that are not fully loaded are over sooner."""
@@ -95,13 +96,10 @@ async def test_one_guest_moves_and_the_other_takes_part(testbed, operator, job):
     await assert_fabric(testbed, operator.guests, "hosta")
 
 
-def in_soak(*phases: Phase) -> list[object]:
-    return [pytest.param(phase, marks=pytest.mark.soak) for phase in phases]
-
-
-BEFORE = [Phase.MIGRATE, *in_soak(Phase.PREPARE, Phase.DRAIN, Phase.RELEASE, Phase.UNPLUG)]
+IN_SOAK = (Phase.PREPARE, Phase.DRAIN, Phase.RELEASE, Phase.UNPLUG)
+BEFORE = [Phase.MIGRATE, *map(in_soak, IN_SOAK)]
 """Phases in which an operation that is interrupted goes back."""
-AFTER = [Phase.REPROBE, *in_soak(Phase.PLUG, Phase.RESELECT)]
+AFTER = [Phase.REPROBE, *map(in_soak, (Phase.PLUG, Phase.RESELECT))]
 
 
 async def interrupt(operator: Operator, to: str, phase: Phase) -> tuple[int, str, str]:

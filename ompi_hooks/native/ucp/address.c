@@ -5,8 +5,10 @@
 
 #define MARK 0x4b57ad5e71a6c0f3ull
 
-static struct kw_address **kept;
-static uint32_t kept_len;
+static struct table {
+    struct kw_address **entries;
+    uint32_t len;
+} current, coming;
 
 struct kw_address *kw_address_make(uint32_t jobid, uint32_t vpid, const void *bytes, size_t size) {
     struct kw_address *address = size <= KW_ADDRESS_MAX ? malloc(sizeof *address + size) : NULL;
@@ -36,42 +38,64 @@ const struct kw_address *kw_address_check(const void *bytes, size_t size) {
     return address;
 }
 
-static bool grow(uint32_t ranks) {
-    struct kw_address **grown = realloc(kept, ranks * sizeof *grown);
+static bool grow(struct table *table, uint32_t ranks) {
+    struct kw_address **grown = realloc(table->entries, ranks * sizeof *grown);
 
     if (grown == NULL) {
         return false;
     }
-    memset(grown + kept_len, 0, (ranks - kept_len) * sizeof *grown);
-    kept = grown;
-    kept_len = ranks;
+    memset(grown + table->len, 0, (ranks - table->len) * sizeof *grown);
+    table->entries = grown;
+    table->len = ranks;
     return true;
 }
 
-bool kw_addresses_keep(const struct kw_address *address, uint32_t ranks) {
+static void clear(struct table *table) {
+    for (uint32_t i = 0; i < table->len; i++) {
+        free(table->entries[i]);
+    }
+    free(table->entries);
+    *table = (struct table){0};
+}
+
+static const struct kw_address *find(const struct table *table, uint32_t vpid) {
+    return vpid < table->len ? table->entries[vpid] : NULL;
+}
+
+bool kw_addresses_keep_new(const struct kw_address *address, uint32_t ranks) {
     struct kw_address *copy;
 
-    if (address->vpid >= ranks || (kept_len < ranks && !grow(ranks))) {
+    if (address->vpid >= ranks || (coming.len < ranks && !grow(&coming, ranks))) {
         return false;
     }
     copy = kw_address_make(address->jobid, address->vpid, address + 1, address->size);
     if (copy == NULL) {
         return false;
     }
-    free(kept[address->vpid]);
-    kept[address->vpid] = copy;
+    free(coming.entries[address->vpid]);
+    coming.entries[address->vpid] = copy;
     return true;
 }
 
 const struct kw_address *kw_addresses_find(uint32_t vpid) {
-    return vpid < kept_len ? kept[vpid] : NULL;
+    return find(&current, vpid);
+}
+
+const struct kw_address *kw_addresses_find_new(uint32_t vpid) {
+    return find(&coming, vpid);
+}
+
+void kw_addresses_adopt_new(void) {
+    clear(&current);
+    current = coming;
+    coming = (struct table){0};
+}
+
+void kw_addresses_drop_new(void) {
+    clear(&coming);
 }
 
 void kw_addresses_forget(void) {
-    for (uint32_t i = 0; i < kept_len; i++) {
-        free(kept[i]);
-    }
-    free(kept);
-    kept = NULL;
-    kept_len = 0;
+    clear(&current);
+    clear(&coming);
 }

@@ -30,10 +30,19 @@ static inline size_t kw_address_length(const struct kw_address *address) {
     return sizeof *address + address->size;
 }
 
-/* The addresses that the peers told in the last switch, by number. Keeping returns false if memory
- * is out or the number is `ranks` or more. */
-bool kw_addresses_keep(const struct kw_address *address, uint32_t ranks);
+/* The addresses that the peers told, by number: those of the transport in use, unless it is the
+ * first, and new ones, of the transport that may be the next. */
+
+/* Keep a new one. Returns false if memory is out or the number is `ranks` or more. */
+bool kw_addresses_keep_new(const struct kw_address *address, uint32_t ranks);
+
 const struct kw_address *kw_addresses_find(uint32_t vpid);
+const struct kw_address *kw_addresses_find_new(uint32_t vpid);
+
+/* The new ones are in use, and there are no others; or they are not wanted. */
+void kw_addresses_adopt_new(void);
+void kw_addresses_drop_new(void);
+
 void kw_addresses_forget(void);
 
 #endif

@@ -6,6 +6,7 @@
 #include "kind.h"
 #include "receives.h"
 #include "shim.h"
+#include "spare.h"
 #include "swap.h"
 
 const char kw_kind_name[] = "ucp";
@@ -20,7 +21,7 @@ static enum kw_outcome status(const struct kw_incoming *incoming, struct kw_resu
         .received = kw_worker.received,
         .outstanding = kw_worker.sending + kw_worker.fetching,
         .counted = 1,
-        .modules = kw_worker.real != NULL,
+        .modules = 1,
     };
     struct kw_reply *reply;
     uint32_t told = 0;
@@ -46,21 +47,8 @@ static enum kw_outcome status(const struct kw_incoming *incoming, struct kw_resu
     return KW_OK;
 }
 
-static enum kw_outcome park(const struct kw_incoming *incoming, struct kw_result *result) {
-    result->text = kw_shim_program_refusal();
-    if (result->text != NULL) {
-        return KW_REFUSED;
-    }
-    kw_hold_begin(incoming->received_ns + incoming->command.deadline_ms * 1000000ull);
-    return KW_OK;
-}
-
 /* A parked rank sends nothing; but what has arrived for nobody counts only once it is kept. */
-static enum kw_outcome quiesce(const struct kw_incoming *incoming, struct kw_result *result) {
-    (void)incoming;
-    if (!kw_hold_lasts()) {
-        return kw_refused(result, "the rank is not parked");
-    }
+enum kw_outcome kw_kind_quiesce(const struct kw_incoming *incoming, struct kw_result *result) {
     if (!kw_swap_quiesce()) {
         return kw_not_in_this_state(result);
     }
@@ -68,36 +56,28 @@ static enum kw_outcome quiesce(const struct kw_incoming *incoming, struct kw_res
     return kw_swap_drain(incoming, result);
 }
 
-static enum kw_outcome resume(const struct kw_incoming *incoming, struct kw_result *result) {
-    (void)incoming;
-    (void)result;
-    kw_hold_end();
-    kw_kind_tend();
-    return KW_OK;
-}
-
 const struct kw_entry kw_kind_entries[] = {
     {KW_STATUS, KW_NEITHER, 0, false, "status", status},
-    {KW_RESUME, KW_NEITHER, 0, false, "resume", resume},
+    {KW_RESUME, KW_NEITHER, 0, false, "resume", kw_hold_resume},
     {KW_ABORT, KW_NEITHER, 0, false, "abort", kw_swap_abort},
+    {KW_UCP_INIT_FALLBACK, KW_LEAVE, KW_STEP_GATHER, true, "init", kw_swap_init_fallback},
+    {KW_UCP_MODEX, KW_LEAVE, KW_STEP_SCATTER, false, "modex", kw_swap_modex},
     {KW_UCP_HOLD, KW_LEAVE, 0, true, "hold", kw_swap_hold},
     {KW_UCP_DRAIN, KW_LEAVE, KW_STEP_WAVES, false, "drain", kw_swap_drain},
     {KW_UCP_DISCONNECT, KW_LEAVE, KW_STEP_COMMIT, false, "disconnect", kw_swap_disconnect},
-    {KW_UCP_CLOSE, KW_LEAVE, 0, false, "close", kw_swap_close},
-    {KW_UCP_INIT_FALLBACK, KW_LEAVE, KW_STEP_GATHER, false, "init", kw_swap_init_fallback},
-    {KW_UCP_MODEX, KW_LEAVE, KW_STEP_SCATTER, false, "modex", kw_swap_modex},
     {KW_UCP_RESTORE, KW_LEAVE, 0, false, "restore", kw_swap_restore},
     {KW_UCP_ENABLE, KW_LEAVE, 0, false, "enable", kw_swap_enable},
-    {KW_UCP_HOLD_FOR_FABRIC, KW_TAKE, 0, true, "hold", kw_swap_hold_for_fabric},
+    {KW_UCP_CLOSE, KW_LEAVE, 0, false, "close", kw_swap_close},
+    {KW_UCP_INIT_FABRIC, KW_TAKE, KW_STEP_GATHER, true, "init", kw_swap_init_fabric},
+    {KW_UCP_MODEX, KW_TAKE, KW_STEP_SCATTER, false, "modex", kw_swap_modex},
+    {KW_UCP_HOLD, KW_TAKE, 0, true, "hold", kw_swap_hold},
     {KW_UCP_DRAIN, KW_TAKE, KW_STEP_WAVES, false, "drain", kw_swap_drain},
     {KW_UCP_DISCONNECT, KW_TAKE, KW_STEP_COMMIT, false, "disconnect", kw_swap_disconnect},
-    {KW_UCP_CLOSE, KW_TAKE, 0, false, "close", kw_swap_close},
-    {KW_UCP_INIT_FABRIC, KW_TAKE, KW_STEP_GATHER, false, "init", kw_swap_init_fabric},
-    {KW_UCP_MODEX, KW_TAKE, KW_STEP_SCATTER, false, "modex", kw_swap_modex},
     {KW_UCP_RESTORE, KW_TAKE, 0, false, "restore", kw_swap_restore},
     {KW_UCP_ENABLE, KW_TAKE, 0, false, "enable", kw_swap_enable},
-    {KW_HOLD, KW_HOLDING, 0, true, "park", park},
-    {KW_QUIESCE, KW_HOLDING, KW_STEP_WAVES, false, "quiesce", quiesce},
+    {KW_UCP_CLOSE, KW_TAKE, 0, false, "close", kw_swap_close},
+    {KW_HOLD, KW_HOLDING, 0, true, "park", kw_hold_park},
+    {KW_QUIESCE, KW_HOLDING, KW_STEP_WAVES, false, "quiesce", kw_hold_quiesce},
 };
 const size_t kw_kind_entries_len = sizeof kw_kind_entries / sizeof kw_kind_entries[0];
 
@@ -120,23 +100,21 @@ void kw_kind_progress(void) {
     ucp_worker_progress((ucp_worker_h)(void *)&kw_worker);
 }
 
-/* While a rank is held, what arrives is to be kept, so that its senders get on. */
+/* While a rank is held, what arrives is to be kept, so that its senders get on; and the endpoints of
+ * a spare transport connect to each other. */
 bool kw_kind_wants_tending(void) {
-    return kw_worker.receives_wait || quiet;
+    return kw_worker.receives_wait || quiet || kw_spare_worker() != NULL;
 }
 
 void kw_kind_tend(void) {
-    if (quiet && !kw_hold_lasts()) {
+    if (quiet && !kw_hold_lasts() && kw_swap_back_part()) {
         quiet = false;
-        kw_swap_let_go();
     }
-    if (kw_worker.receives_wait) {
-        (void)kw_swap_tend();
-    }
+    (void)kw_swap_tend();
 }
 
 bool kw_kind_needs_tending(void) {
-    return kw_worker.receives_wait || quiet;
+    return kw_kind_wants_tending();
 }
 
 int kw_kind_peers(struct kawarimi_peer *peers, int capacity) {

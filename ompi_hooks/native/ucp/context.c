@@ -8,6 +8,7 @@
 #include "kept.h"
 #include "shim.h"
 #include "slots.h"
+#include "spare.h"
 
 #define KEPT_BYTES_DEFAULT (256ull << 20)
 #define KNOWN_WORKER_PARAMS                                                                       \
@@ -26,7 +27,6 @@ struct kw_worker kw_worker = {
 size_t kw_request_size;
 
 static unsigned foreign_contexts;
-static ucp_worker_params_t worker_params;
 
 /* Of a process that asked for MPI_THREAD_MULTIPLE: its worker is UCX's own, and only its address
  * ours, so that its peers can tell whose it is. */
@@ -158,6 +158,7 @@ KW_EXPORT void ucp_context_print_info(const ucp_context_h context, FILE *stream)
 KW_EXPORT ucs_status_t ucp_worker_create(ucp_context_h context, const ucp_worker_params_t *params,
                                          ucp_worker_h *result) {
     const char *most = getenv("KAWARIMI_UCP_KEPT_BYTES");
+    ucp_worker_params_t known;
     ucs_status_t status;
 
     if (!kw_is_context(context) || kw_worker.real != NULL || plain_worker != NULL) {
@@ -174,8 +175,9 @@ KW_EXPORT ucs_status_t ucp_worker_create(ucp_context_h context, const ucp_worker
         kw_shim_arm(first_side, refusal);
         return status;
     }
-    worker_params = *params;
-    worker_params.field_mask &= KNOWN_WORKER_PARAMS;
+    known = *params;
+    known.field_mask &= KNOWN_WORKER_PARAMS;
+    kw_spare_begin(&known);
     status = kw_real.ucp_worker_create(kw_context.real, params, &kw_worker.real);
     if (status != UCS_OK) {
         kw_worker.real = NULL;
@@ -201,32 +203,6 @@ KW_EXPORT void ucp_worker_destroy(ucp_worker_h worker) {
     } else if (kw_worker.real != NULL) {
         kw_real.ucp_worker_destroy(kw_worker.real);
         kw_worker.real = NULL;
-    }
-}
-
-ucs_status_t kw_context_open(enum kw_ucp_side side, bool *present) {
-    ucs_status_t status = kw_side_open(side, &kw_context.real, present);
-
-    if (status != UCS_OK) {
-        kw_context.real = NULL;
-        return status;
-    }
-    status = kw_real.ucp_worker_create(kw_context.real, &worker_params, &kw_worker.real);
-    if (status != UCS_OK) {
-        kw_worker.real = NULL;
-        kw_context_close();
-    }
-    return status;
-}
-
-void kw_context_close(void) {
-    if (kw_worker.real != NULL) {
-        kw_real.ucp_worker_destroy(kw_worker.real);
-        kw_worker.real = NULL;
-    }
-    if (kw_context.real != NULL) {
-        kw_real.ucp_cleanup(kw_context.real);
-        kw_context.real = NULL;
     }
 }
 
@@ -286,12 +262,10 @@ KW_EXPORT unsigned ucp_worker_progress(ucp_worker_h worker) {
         }
         return done;
     }
-    if (kw_worker.real != NULL) {
-        done = kw_real.ucp_worker_progress(kw_worker.real);
-    }
+    done = kw_real.ucp_worker_progress(kw_worker.real);
     if (KW_UNLIKELY(atomic_load_explicit(&kw_executor_needed, memory_order_relaxed) != 0)) {
         kw_shim_begin_once();
-        done += kw_executor_serve();
+        kw_executor_serve();
         /* What the program waits for needs others to run: other ranks, and the agent that leads
          * them. */
         if (kw_worker.sends_wait) {

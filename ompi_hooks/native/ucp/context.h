@@ -8,11 +8,4 @@
  * PML. */
 unsigned kw_contexts_foreign(void);
 
-/* Make UCX's context and worker on a side; there are none. On failure there are none either;
- * *present as in kw_side_open(). */
-ucs_status_t kw_context_open(enum kw_ucp_side side, bool *present);
-
-/* Destroy UCX's worker and context, if they are there; all endpoints are closed. */
-void kw_context_close(void);
-
 #endif

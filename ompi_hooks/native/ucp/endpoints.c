@@ -3,16 +3,31 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "address.h"
 #include "shim.h"
 #include "slots.h"
+#include "spare.h"
+#include "stall.h"
 
-static ucs_status_t real_create(const void *address, ucp_ep_h *result) {
+/* How long to wait for peers that have not come so far, and how often to look. */
+enum { CONNECTING_NS = 500000000, CONNECTING_PAUSE_NS = 100000 };
+
+/* What open_wanted() is to make, or has made, and why it gave up; NULL if nothing. */
+static struct wanted {
+    struct kw_endpoint *endpoint;
+    const struct kw_address *address;
+} *wanted;
+static size_t wanted_len;
+static ucp_worker_h wanted_worker;
+static const char *wanted_failed;
+
+static ucs_status_t real_create(ucp_worker_h worker, const void *address, ucp_ep_h *result) {
     const ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS,
                                     .address = address};
 
-    return kw_real.ucp_ep_create(kw_worker.real, &params, result);
+    return kw_real.ucp_ep_create(worker, &params, result);
 }
 
 /* Open MPI gives the address that the peer published when it began; there may be a newer one. */
@@ -21,7 +36,7 @@ static ucs_status_t connect_to(struct kw_endpoint *endpoint, const void *publish
 
     if (!kw_address_is_ours(published)) {
         endpoint->foreign = true;
-        return real_create(published, &endpoint->real);
+        return real_create(kw_worker.real, published, &endpoint->real);
     }
     endpoint->jobid = address->jobid;
     endpoint->vpid = address->vpid;
@@ -30,11 +45,11 @@ static ucs_status_t connect_to(struct kw_endpoint *endpoint, const void *publish
         const struct kw_address *newer = kw_addresses_find(address->vpid);
 
         address = newer != NULL ? newer : address;
-        if (kw_state() == KW_CROSSING) {
-            return UCS_OK; /* connected with the others, or when it is asked again */
+        if (kw_state() == KW_CROSSING && kw_worker.sends_wait) {
+            return UCS_OK; /* connected with the others, or before the first send to it */
         }
     }
-    return real_create(address + 1, &endpoint->real);
+    return real_create(kw_worker.real, address + 1, &endpoint->real);
 }
 
 /* For a worker that is handed through; the peer's may not be. The parameters may be longer than
@@ -160,29 +175,144 @@ bool kw_endpoints_close_part(void) {
     return all;
 }
 
-const char *kw_endpoints_open(void) {
+static const char *unreachable(uint32_t vpid, ucs_status_t status) {
     static char text[128];
 
+    snprintf(text, sizeof text, "rank %u cannot be reached: UCX's status is %d", vpid, status);
+    return text;
+}
+
+/* Returns NULL, or why there is none. */
+static const char *open_on(ucp_worker_h worker, const struct kw_address *address, uint32_t vpid,
+                           ucp_ep_h *result) {
+    ucs_status_t status = UCS_ERR_NO_ELEM;
+
+    if (address != NULL) {
+        status = real_create(worker, address + 1, result);
+    }
+    if (status == UCS_OK) {
+        return NULL;
+    }
+    *result = NULL;
+    return unreachable(vpid, status);
+}
+
+const char *kw_endpoints_open(void) {
+    const char *failed = NULL;
+
+    for (struct kw_ring *link = kw_worker.endpoints.next;
+         link != &kw_worker.endpoints && failed == NULL; link = link->next) {
+        struct kw_endpoint *endpoint = endpoint_at(link);
+
+        if (endpoint->real == NULL) {
+            failed = open_on(kw_worker.real, kw_addresses_find(endpoint->vpid), endpoint->vpid,
+                             &endpoint->real);
+        }
+    }
+    return failed;
+}
+
+/* Let an endpoint connect, as far as its peer has come to it by then: there is nothing to flush but
+ * that. Returns UCX's status. */
+static ucs_status_t await_connection(ucp_ep_h endpoint, uint64_t until) {
+    const ucp_request_param_t nothing = {0};
+    const struct timespec pause = {.tv_nsec = CONNECTING_PAUSE_NS};
+    ucs_status_ptr_t flush = kw_real.ucp_ep_flush_nbx(endpoint, &nothing);
+    ucs_status_t status;
+
+    if (!UCS_PTR_IS_PTR(flush)) {
+        return UCS_PTR_RAW_STATUS(flush);
+    }
+    while ((status = kw_real.ucp_request_check_status(flush)) == UCS_INPROGRESS &&
+           kw_clock() < until) {
+        if (kw_real.ucp_worker_progress(wanted_worker) == 0) {
+            nanosleep(&pause, NULL);
+        }
+    }
+    kw_real.ucp_request_free(flush);
+    return status;
+}
+
+/* In the spare's thread. The program may add to the ring meanwhile, but removes nothing before it
+ * ends that thread. */
+static void open_wanted(void) {
+    uint64_t until = kw_clock() + CONNECTING_NS;
+
+    wanted_failed = NULL;
+    for (size_t i = 0; i < wanted_len && wanted_failed == NULL; i++) {
+        wanted_failed = open_on(wanted_worker, wanted[i].address, wanted[i].endpoint->vpid,
+                                &wanted[i].endpoint->spare);
+    }
+    for (size_t i = 0; i < wanted_len && wanted_failed == NULL; i++) {
+        ucs_status_t status = await_connection(wanted[i].endpoint->spare, until);
+
+        if (status != UCS_OK && status != UCS_INPROGRESS) {
+            wanted_failed = unreachable(wanted[i].endpoint->vpid, status);
+        }
+    }
+}
+
+/* Returns false if memory is out. */
+static bool wanted_gather(void) {
+    size_t most = 0;
+
+    wanted_len = 0;
+    for (struct kw_ring *link = kw_worker.endpoints.next; link != &kw_worker.endpoints;
+         link = link->next) {
+        most++;
+    }
+    wanted = calloc(most + 1, sizeof *wanted);
+    if (wanted == NULL) {
+        return false;
+    }
     for (struct kw_ring *link = kw_worker.endpoints.next; link != &kw_worker.endpoints;
          link = link->next) {
         struct kw_endpoint *endpoint = endpoint_at(link);
-        const struct kw_address *address = kw_addresses_find(endpoint->vpid);
-        ucs_status_t status = UCS_ERR_NO_ELEM;
+        const struct kw_address *address = kw_addresses_find_new(endpoint->vpid);
 
-        if (endpoint->real != NULL) {
-            continue;
-        }
-        if (address != NULL) {
-            status = real_create(address + 1, &endpoint->real);
-        }
-        if (status != UCS_OK) {
-            endpoint->real = NULL;
-            snprintf(text, sizeof text, "rank %u cannot be reached: UCX's status is %d",
-                     endpoint->vpid, status);
-            return text;
+        if (endpoint->spare == NULL && address != NULL) {
+            wanted[wanted_len++] = (struct wanted){endpoint, address};
         }
     }
-    return NULL;
+    return true;
+}
+
+bool kw_endpoints_open_spare_part(const char **failed) {
+    if (!kw_spare_is_idle()) {
+        return false;
+    }
+    if (wanted == NULL) {
+        if (!wanted_gather()) {
+            *failed = "out of memory";
+            return true;
+        }
+        wanted_worker = kw_spare_worker();
+        kw_spare_work(open_wanted);
+        return false;
+    }
+    *failed = wanted_failed;
+    free(wanted);
+    wanted = NULL;
+    return true;
+}
+
+void kw_endpoints_use_spare(void) {
+    for (struct kw_ring *link = kw_worker.endpoints.next; link != &kw_worker.endpoints;
+         link = link->next) {
+        struct kw_endpoint *endpoint = endpoint_at(link);
+
+        endpoint->real = endpoint->spare;
+        endpoint->spare = NULL;
+    }
+}
+
+void kw_endpoints_forget_spare(void) {
+    free(wanted);
+    wanted = NULL;
+    for (struct kw_ring *link = kw_worker.endpoints.next; link != &kw_worker.endpoints;
+         link = link->next) {
+        endpoint_at(link)->spare = NULL;
+    }
 }
 
 bool kw_endpoints_foreign(void) {

@@ -8,9 +8,17 @@
  * progress meanwhile. */
 bool kw_endpoints_close_part(void);
 
-/* Make UCX's by the addresses that the peers told. Returns NULL, or why not (valid until the next
- * call). */
+/* Make those that UCX's worker lacks, by the addresses that the peers told. Returns NULL, or why not
+ * (valid until the next call). */
 const char *kw_endpoints_open(void);
+
+/* Make those that the spare worker lacks, by the new addresses as far as they are known: begin, or see
+ * how far it has come. Returns whether it is over; then *failed is as above. */
+bool kw_endpoints_open_spare_part(const char **failed);
+
+/* The spare worker is the one in use, or is not there any more. */
+void kw_endpoints_use_spare(void);
+void kw_endpoints_forget_spare(void);
 
 /* Has this process endpoints that a switch cannot carry over: to another job's processes, or to one
  * without the shim? */

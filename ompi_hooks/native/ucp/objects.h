@@ -104,7 +104,8 @@ struct kw_endpoint {
     enum kw_mark mark;
     uint32_t jobid, vpid;
     bool foreign; /* of another job, or of a process without the shim */
-    ucp_ep_h real; /* NULL while there is none */
+    ucp_ep_h real;  /* NULL while there is none */
+    ucp_ep_h spare; /* likewise: on the worker of spare.h */
     ucs_status_ptr_t closing;
     struct kw_ring link;
 };
@@ -121,7 +122,7 @@ struct kw_probed {
 /* The virtual context and the virtual worker. */
 struct kw_context {
     enum kw_mark mark;
-    ucp_context_h real; /* NULL while there is none */
+    ucp_context_h real; /* NULL before there is one, and after */
 };
 struct kw_worker {
     enum kw_mark mark;

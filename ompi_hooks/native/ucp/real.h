@@ -26,6 +26,7 @@
     X(ucp_worker_progress)                                                                        \
     X(ucp_ep_create)                                                                              \
     X(ucp_ep_close_nbx)                                                                           \
+    X(ucp_ep_flush_nbx)                                                                           \
     X(ucp_ep_query)                                                                               \
     X(ucp_disconnect_nb)                                                                          \
     X(ucp_tag_send_nbx)                                                                           \

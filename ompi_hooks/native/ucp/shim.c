@@ -15,6 +15,7 @@
 #include "link.h"
 #include "poke.h"
 #include "program.h"
+#include "spare.h"
 #include "stall.h"
 #include "steps.h"
 #include "swap.h"
@@ -165,10 +166,11 @@ void kw_shim_finish(void) {
     kw_executor_stop();
     kw_link_stop();
     kw_poke_stop();
-    kw_swap_let_go();
+    kw_spare_end();
+    (void)kw_swap_back_part();
 }
 
-const char *kw_shim_program_refusal(void) {
+const char *kw_kind_refusal(void) {
     if (kw_endpoints_foreign()) {
         return "the program is connected to another job (spawn or connect), or was, or to a "
                "process without the shim: Open MPI keeps the connections until MPI_Finalize";

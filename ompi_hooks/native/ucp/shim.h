@@ -30,7 +30,4 @@ void kw_shim_begin_once(void);
  * time, and take part in none any more. Idempotent. */
 void kw_shim_finish(void);
 
-/* What the program does at the moment that a switch would break; NULL if nothing. */
-const char *kw_shim_program_refusal(void);
-
 #endif

@@ -61,8 +61,8 @@ int main(int argc, char **argv) {
         checked = kw_address_check(packet, size);
         if (checked != NULL) {
             accepted++;
-            if (kw_addresses_keep(checked, RANKS)) {
-                const struct kw_address *found = kw_addresses_find(checked->vpid);
+            if (kw_addresses_keep_new(checked, RANKS)) {
+                const struct kw_address *found = kw_addresses_find_new(checked->vpid);
 
                 kept++;
                 need(found != NULL && found->size == checked->size &&
@@ -72,7 +72,20 @@ int main(int argc, char **argv) {
                 need(checked->vpid >= RANKS, "a rank's is not kept");
             }
         }
-        need(kw_addresses_find(draw(1000) + RANKS) == NULL, "nobody's is found");
+        if (draw(100) == 0) {
+            const struct kw_address *found = kw_addresses_find_new(0);
+
+            if (draw(2) == 0) {
+                kw_addresses_adopt_new();
+                need(kw_addresses_find(0) == found, "the one in use is another");
+            } else {
+                kw_addresses_drop_new();
+            }
+            need(kw_addresses_find_new(0) == NULL, "one is new that is in use, or dropped");
+        }
+        need(kw_addresses_find(draw(1000) + RANKS) == NULL &&
+                 kw_addresses_find_new(draw(1000) + RANKS) == NULL,
+             "nobody's is found");
         free(packet);
         free(made);
     }

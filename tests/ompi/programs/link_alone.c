@@ -45,7 +45,7 @@ static void await_readable(int fd, const char *what) {
 static void rank_serve(void) {
     struct kw_incoming *incoming;
 
-    while ((incoming = kw_link_take()) != NULL) {
+    while ((incoming = kw_queues_take()) != NULL) {
         struct kw_message message;
         struct kw_reply *reply;
 
@@ -54,7 +54,7 @@ static void rank_serve(void) {
         kw_header_set(&reply->header, KW_REPLY, message.size, incoming->command.header.sequence);
         kw_link_set_state(KW_ATTACHED, incoming->command.epoch);
         kw_link_reply(incoming->connection, &message);
-        kw_link_finish(incoming);
+        kw_queues_finish(incoming);
     }
 }
 
