@@ -25,6 +25,7 @@ test: lint ## Linters and the whole test suite, real guests included (root)
 
 soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens of (root; an hour)
 	$(PYTHON) -m pytest -m soak
+	$(PYTHON) -m pytest --kind ucp tests/qemu/test_full_load.py tests/qemu/test_main_job.py tests/qemu/test_programs_move.py
 	KAWARIMI_SWITCHES=2000 $(PYTHON) -m pytest tests/ompi/test_switching.py tests/ompi/test_ucp_switching.py \
 	  tests/ompi/test_ucp_pending.py -k "two_ranks or grow" --timeout 3000
 

@@ -10,17 +10,23 @@ from pathlib import Path
 
 import msgspec
 
+from kawarimi_agent.coordinator import Switch
+from kawarimi_agent.jobs import JobSummary
+from kawarimi_agent.remote import find_ranks
+from kawarimi_agent.report import SwitchReport
 from kawarimi_testbed.bridge import CONFIG, bridge_process, run_bridge
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.remote import Completed
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExitCode
+from kawarimi_wire.messages import AskJobs
 from kawarimi_wire.phases import Phase, PhaseState
 from kawarimi_wire.record import Entry, GuestRecord, OperationRecord, PhaseRecord
 
 _TRAFFIC_S = 0.5
 _ENTRY_DEADLINE_S = 60.0
 _END_DEADLINE_S = 120.0
+_SWITCH_DEADLINE_S = 30.0
 
 RETURNED = {
     ExitCode.COMPLETED: "completed",
@@ -173,3 +179,19 @@ async def assert_fabric(testbed: Testbed, names: Sequence[str], host: str) -> No
             assert traffic, f"{name} sends nothing over its HCA"
             shown = (await guest.run("cat /sys/class/net/*/address")).stdout.split()
             assert testbed.topology.hca_mac(host, name) in shown
+
+
+async def switch(testbed: Testbed, to: str) -> SwitchReport:
+    """Switch the only job, its coordinator in this process."""
+    agents = [await guest.agent() for guest in testbed.guests.values()]
+    (job,) = await agents[0].ask(AskJobs(), list[JobSummary], _SWITCH_DEADLINE_S)
+    ranks = await find_ranks(agents, job.job)
+    return await Switch(job.job, ranks, to, deadline_s=_SWITCH_DEADLINE_S).run()
+
+
+async def held(guest: Guest) -> str:
+    """Name what still holds the verbs device: queue pairs, descriptors, mappings."""
+    queue_pairs = "rdma resource show qp | grep -v -e 'type GSI' -e 'type SMI'"
+    files = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep infiniband"
+    mappings = "grep -l infiniband /proc/[0-9]*/maps 2>/dev/null"
+    return (await guest.run(f"{queue_pairs}; {files}; {mappings}", check=False)).stdout

@@ -22,6 +22,11 @@ StartTestbed = Callable[..., contextlib.AbstractAsyncContextManager[Testbed]]
 _figures: list[str] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_ = "kind of shim of the jobs on the cluster (make soak runs both)"
+    parser.addoption("--kind", choices=["btl", "ucp"], default="btl", help=help_)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs_root = {"root", "netns", "qemu"}
     if os.geteuid() != 0 and any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,9 @@ Program = Callable[[str], Path]
 
 SWITCHES = int(os.environ.get("KAWARIMI_SWITCHES", "120"))
 """Of two ranks, for each pair below; `make soak` asks for 2,000."""
+
+HANGS_S = 10.0
+"""What is not over by then hangs: the same takes two or three seconds where nothing is missing."""
 
 PAIRS = [pytest.param("tcp", "vader", id="tcp"), pytest.param("vader", "tcp", id="vader")]
 """Fabric and fallback. tcp does PUT, and vader does GET: both of ob1's RDMA protocols cross."""
@@ -95,4 +99,7 @@ async def test_without_the_superseded_btl_in_the_rdma_array_the_job_dies(
     component = build(open_mpi, ("-DKW_ABLATE_RDMA",))
     launcher.site = launcher.site._replace(component=component)
     with pytest.raises((KawarimiError, AssertionError, TimeoutError)):
-        await switch_under_traffic(launcher, program, "vader", "tcp", ranks=4, switches=120)
+        async with asyncio.timeout(HANGS_S):
+            await switch_under_traffic(
+                launcher, program("traffic"), "vader", "tcp", ranks=4, switches=120
+            )

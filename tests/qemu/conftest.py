@@ -20,6 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of shim that jobs on the cluster are run with."""
+    return str(request.config.getoption("--kind"))
+
+
+@pytest.fixture(scope="session")
 async def testbed(start_testbed) -> AsyncIterator[Testbed]:
     """Two guests on hosta with their HCAs; whoever moves a guest or takes its HCA puts it back."""
     async with start_testbed(Topology(name="shared")) as testbed:

@@ -11,19 +11,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cluster import Operator, assert_fabric, states, verbs_traffic
-from kawarimi_agent.coordinator import Switch
-from kawarimi_agent.jobs import JobSummary
-from kawarimi_agent.remote import find_ranks
-from kawarimi_agent.report import SwitchReport
-from kawarimi_testbed.guest import Guest
+from cluster import Operator, assert_fabric, held, states, switch, verbs_traffic
 from kawarimi_testbed.job import Lap, RingJob, running_ring
 from kawarimi_testbed.testbed import Testbed
-from kawarimi_wire.messages import AskJobs
 from kawarimi_wire.phases import Phase, PhaseState
 from kawarimi_wire.record import OperationRecord
 
-DEADLINE_S = 30.0
+FABRIC = {"btl": "openib", "ucp": "rc"}
+"""What each kind of shim calls it."""
 CYCLES = 5
 CYCLES_IN_SOAK = 20
 WAYS = ("hostb", "hostd", "hostc", "hosta")
@@ -37,30 +32,14 @@ def testbed(at_home: Testbed) -> Testbed:
 
 
 @pytest.fixture(scope="module")
-async def job(testbed, operator) -> AsyncIterator[RingJob]:
-    async with running_ring(testbed, operator.guests, ranks_per_guest=2) as job:
+async def job(testbed, operator, kind) -> AsyncIterator[RingJob]:
+    async with running_ring(testbed, operator.guests, ranks_per_guest=2, kind=kind) as job:
         yield job
     assert job.report is not None
     assert job.report.errors == 0
 
 
-async def switch(testbed: Testbed, to: str) -> SwitchReport:
-    """Switch the only job, its coordinator in this process."""
-    agents = [await guest.agent() for guest in testbed.guests.values()]
-    (job,) = await agents[0].ask(AskJobs(), list[JobSummary], DEADLINE_S)
-    ranks = await find_ranks(agents, job.job)
-    return await Switch(job.job, ranks, to, deadline_s=DEADLINE_S).run()
-
-
-async def held(guest: Guest) -> str:
-    """Name what still holds the verbs device: queue pairs, descriptors, mappings."""
-    queue_pairs = "rdma resource show qp | grep -v -e 'type GSI' -e 'type SMI'"
-    files = "ls -l /proc/[0-9]*/fd 2>/dev/null | grep infiniband"
-    mappings = "grep -l infiniband /proc/[0-9]*/maps 2>/dev/null"
-    return (await guest.run(f"{queue_pairs}; {files}; {mappings}", check=False)).stdout
-
-
-async def go_to_and_fro(testbed: Testbed, cycles: int) -> str:
+async def go_to_and_fro(testbed: Testbed, kind: str, cycles: int) -> str:
     """Switch to TCP and back; see the device let go of, and carry the job again. Say how it was."""
     leave, take, gaps = [], [], []
     for cycle in range(cycles):
@@ -71,15 +50,15 @@ async def go_to_and_fro(testbed: Testbed, cycles: int) -> str:
             assert await verbs_traffic(testbed.guest("vm1")) == 0
             for guest in testbed.guests.values():
                 assert await held(guest) == ""
-        taken = await switch(testbed, "openib")
+        taken = await switch(testbed, FABRIC[kind])
         leave.append(left.duration_s)
         take.append(taken.duration_s)
         gaps += [rank.longest_gap_s for rank in (*left.ranks, *taken.ranks)]
     assert await verbs_traffic(testbed.guest("vm1")) > 0
     return (
-        f"{cycles} cycles: openib → tcp {statistics.median(leave):.2f} s, "
-        f"tcp → openib {statistics.median(take):.2f} s (medians); longest time in the shim, "
-        f"without a break: {max(gaps) * 1e3:.0f} ms"
+        f"{cycles} cycles: {FABRIC[kind]} → tcp {statistics.median(leave):.2f} s, and back "
+        f"{statistics.median(take):.2f} s (medians); longest time in the shim, without a break: "
+        f"{max(gaps) * 1e3:.0f} ms"
     )
 
 
@@ -111,8 +90,8 @@ def noticed(records: list[OperationRecord], laps: list[Lap]) -> str:
     )
 
 
-async def test_to_and_fro(testbed, job, figure):
-    figure(await go_to_and_fro(testbed, CYCLES))
+async def test_to_and_fro(testbed, job, kind, figure):
+    figure(await go_to_and_fro(testbed, kind, CYCLES))
 
 
 async def test_all_ways(operator, job, figure):
@@ -124,10 +103,12 @@ async def test_all_ways(operator, job, figure):
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ranks_per_guest", [1, 2])
-async def test_to_and_fro_in_one_job(testbed, operator, figure, ranks_per_guest):
+async def test_to_and_fro_in_one_job(testbed, operator, kind, figure, ranks_per_guest):
     await operator.bring("hosta")
-    async with running_ring(testbed, operator.guests, ranks_per_guest=ranks_per_guest) as job:
-        figure(await go_to_and_fro(testbed, CYCLES_IN_SOAK))
+    async with running_ring(
+        testbed, operator.guests, ranks_per_guest=ranks_per_guest, kind=kind
+    ) as job:
+        figure(await go_to_and_fro(testbed, kind, CYCLES_IN_SOAK))
     assert job.report is not None
     assert job.report.errors == 0
 
@@ -135,10 +116,10 @@ async def test_to_and_fro_in_one_job(testbed, operator, figure, ranks_per_guest)
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("ranks_per_guest", [1, 2])
-async def test_all_ways_five_times_in_a_row(testbed, operator, figure, ranks_per_guest):
+async def test_all_ways_five_times_in_a_row(testbed, operator, kind, figure, ranks_per_guest):
     await operator.bring("hosta")
     guests = operator.guests
-    async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest) as job:
+    async with running_ring(testbed, guests, ranks_per_guest=ranks_per_guest, kind=kind) as job:
         records = [record for _ in range(5) for record in await go_all_ways(operator, job)]
     assert job.report is not None
     assert job.report.errors == 0

@@ -33,9 +33,9 @@ def testbed(at_home: Testbed) -> Testbed:
 
 
 @pytest.fixture(scope="module")
-async def job(testbed, operator) -> AsyncIterator[RingJob]:
+async def job(testbed, operator, kind) -> AsyncIterator[RingJob]:
     """One job for most of the tests here; nothing disturbs it."""
-    async with running_ring(testbed, operator.guests, pause_s=PAUSE_S) as job:
+    async with running_ring(testbed, operator.guests, pause_s=PAUSE_S, kind=kind) as job:
         yield job
     assert job.report is not None
     assert job.report.errors == 0
@@ -202,11 +202,11 @@ async def take_link_down(guest: Guest, host: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_link_that_never_comes_up(testbed, operator):
+async def test_a_link_that_never_comes_up(testbed, operator, kind):
     """A job that was started without any HCA computes on, and gains one when the link is mended."""
     await operator.bring("hostb")
     guests = operator.guests
-    async with running_ring(testbed, guests, pause_s=PAUSE_S) as job:
+    async with running_ring(testbed, guests, pause_s=PAUSE_S, kind=kind) as job:
         assert await verbs_traffic(testbed.guest("vm1")) is None
         breaking = [take_link_down(guest, "hostc") for guest in testbed.guests.values()]
         moving = operator.migrate("hostc", "--deadline", "reprobe=5", code=ExitCode.DEGRADED)

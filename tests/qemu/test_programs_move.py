@@ -81,7 +81,7 @@ def undisturbed(folder: Path) -> dict[str, object]:
 
 @pytest.mark.timeout(1200)
 async def test_results_are_those_of_an_undisturbed_run(
-    testbed: Testbed, operator: Operator, tmp_path: Path, figure
+    testbed: Testbed, operator: Operator, kind: str, tmp_path: Path
 ) -> None:
     """Three jobs at once, all of which have to be led through both moves."""
     expected = await asyncio.to_thread(undisturbed, tmp_path)
@@ -90,7 +90,9 @@ async def test_results_are_those_of_an_undisturbed_run(
     await testbed.guest("vm2").run(f"mkdir -p {FOLDER}")
 
     async def run(command: list[str]) -> Completed:
-        return await run_job(testbed, operator.guests, command, variables=SINGLE, deadline_s=END_S)
+        return await run_job(
+            testbed, operator.guests, command, kind=kind, variables=SINGLE, deadline_s=END_S
+        )
 
     async with asyncio.TaskGroup() as group:
         jobs = [group.create_task(run(command)) for command in (NETPIPE, BENCH, HPCC)]

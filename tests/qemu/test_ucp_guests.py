@@ -5,9 +5,8 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from test_guest_switching import held, switch
 
-from cluster import assert_fabric, states, verbs_traffic
+from cluster import assert_fabric, held, states, switch, verbs_traffic
 from kawarimi_agent.report import SwitchReport
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.job import running_ring
