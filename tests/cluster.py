@@ -77,6 +77,7 @@ class Operator:
         assert done.exit_code == code, done
         record = msgspec.json.decode(done.stdout, type=OperationRecord)
         assert record.result == RETURNED[code]
+        assert record.error is None or record.error["exit_code"] == code
         return record
 
     async def migrate(

@@ -224,6 +224,12 @@ class Interrupted(ExecutionFailed):
     exit_code = ExitCode.INTERRUPTED
 
 
+class Degraded(KawarimiError):
+    """Every guest is where it should be; a job stays on the fallback, and could do better."""
+
+    exit_code = ExitCode.DEGRADED
+
+
 class NeedsCleanup(KawarimiError):
     """Something failed, and something is left behind, which the error names."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ import pytest
 import hpcc
 from cluster import Operator, assert_fabric
 from kawarimi_agent.jobs import JobSummary
+from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.job import run_job
-from kawarimi_testbed.remote import Completed
+from kawarimi_testbed.remote import STATUS, Completed
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExitCode
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskJobs
@@ -110,3 +113,84 @@ async def test_results_are_those_of_an_undisturbed_run(
     assert "Success=1" in outf
     assert "Integrity check passed" in netpipe.stderr
     assert results(netpipe.stderr, bench.stdout, outf) == expected
+
+
+MELT = """\
+units lj
+atom_style atomic
+lattice fcc 0.8442
+region box block 0 10 0 10 0 10
+create_box 1 box
+create_atoms 1 box
+mass 1 1.0
+velocity all create 3.0 87287 loop geom
+pair_style lj/cut 2.5
+pair_coeff 1 1 1.0 1.0 2.5
+neighbor 0.3 bin
+neigh_modify every 20 delay 0 check no
+fix 1 all nve
+thermo 50
+run 1000
+"""
+"""LAMMPS' example `melt`, for longer."""
+
+
+def thermodynamics(text: str) -> list[str]:
+    """Return what LAMMPS prints of the state of its atoms."""
+    return re.findall(r"^ +\d+(?: +-?[\d.e+-]+){5} *$", text, re.MULTILINE)
+
+
+def libraries(program: Path) -> list[str]:
+    needed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"=> (/\S+)", needed)
+
+
+def packed(files: Sequence[str | Path]) -> bytes:
+    """Return an archive of files, without their folders."""
+    words = ["tar", "-chf", "-", "--transform=s,.*/,,", *files]
+    return subprocess.run(words, capture_output=True, check=True).stdout
+
+
+async def install(guest: Guest, program: Path) -> None:
+    """Put a program of this machine, and the libraries that the guest lacks, into its folder."""
+    every = " ".join(libraries(program))
+    lacking = await guest.run(f"for f in {every}; do [ -e $f ] || echo $f; done")
+    archive = packed([program, *lacking.stdout.split()])
+    await guest.run(["mkdir", "-p", FOLDER])
+    async with guest.remote.session(["tar", "-xf", "-", "-C", FOLDER]) as session:
+        for start in range(0, len(archive), 2**16):
+            await session.send(archive[start : start + 2**16])
+        await session.send(b"")
+        async for stream, data in session.frames():
+            assert (stream, int(data)) == (STATUS, 0), data
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+async def test_lammps(testbed: Testbed, operator: Operator, kind: str, tmp_path: Path) -> None:
+    await operator.bring("hosta")
+    program = Path(shutil.which("lmp") or "lmp")
+    (tmp_path / "in.melt").write_text(MELT)
+    alone = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", program]
+    undisturbed = await asyncio.to_thread(
+        subprocess.run,
+        [*alone, "-in", "in.melt"], cwd=tmp_path, capture_output=True, text=True, check=True,
+        timeout=300,
+    )  # fmt: skip
+    for guest in testbed.guests.values():
+        await install(guest, program)
+    script = f"cat >{FOLDER}/in.melt <<'END'\n{MELT}END\n"
+    await testbed.guest("vm1").run(script)
+    command = [f"{FOLDER}/lmp", "-in", f"{FOLDER}/in.melt", "-log", "none"]
+    variables = {"LD_LIBRARY_PATH": FOLDER}
+    running = asyncio.create_task(
+        run_job(testbed, operator.guests, command, kind=kind, variables=variables, deadline_s=END_S)
+    )
+    await jobs_started(testbed, 1)
+    for host in CYCLE:
+        await operator.migrate(host)
+        await assert_fabric(testbed, operator.guests, host)
+        assert not running.done()
+    computed = thermodynamics((await running).stdout)
+    assert len(computed) > 20
+    assert computed == thermodynamics(undisturbed.stdout)

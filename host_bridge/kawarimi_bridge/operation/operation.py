@@ -21,7 +21,7 @@ from kawarimi_bridge.operation.plan import Job, Plan
 from kawarimi_bridge.operation.reprobe import await_device, reprobe
 from kawarimi_bridge.operation.retransmit import quick_retransmission
 from kawarimi_bridge.operation.sampler import sampled
-from kawarimi_wire.errors import Interrupted, KawarimiError, NeedsCleanup, Slug
+from kawarimi_wire.errors import Degraded, Interrupted, KawarimiError, NeedsCleanup, Slug
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskReleased, Released
 from kawarimi_wire.phases import Mode, Phase, Result, spec
 from kawarimi_wire.record import Move, OperationRecord
@@ -271,11 +271,15 @@ class Operation:
             torn = self._torn_apart(stayed, failure or problem)
             return self._diary.record(Result.NEEDS_CLEANUP, torn.as_dict())
         if problem is not None:
-            problem.untouched = (
-                "the guests are where they should be; their jobs run on the fallback"
+            degraded = Degraded(
+                problem.slug,
+                problem.what,
+                untouched="the guests are where they should be; their jobs run on the fallback",
+                hint=problem.hint or "mend it, then 'kawarimi recover'",
+                scope=problem.scope,
+                facts=problem.facts,
             )
-            problem.hint = problem.hint or "mend it, then 'kawarimi recover'"
-            return self._diary.record(Result.DEGRADED, problem.as_dict())
+            return self._diary.record(Result.DEGRADED, degraded.as_dict())
         if failure is not None:  # it came too late: every guest had moved
             self._diary.note("seen through", cause=failure.as_dict())
         return self._diary.record(Result.COMPLETED, None)
