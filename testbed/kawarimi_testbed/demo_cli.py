@@ -23,9 +23,9 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
 @click.option(
     "--kind",
     type=click.Choice(["btl", "ucp"]),
-    default="btl",
+    default="ucp",
     show_default=True,
-    help="Kind of shim: for openib, or below PML ucx.",
+    help="Kind of shim: below PML ucx, or for the BTL openib.",
 )
 @click.option(
     "--hca",

@@ -54,12 +54,14 @@ class RingJob:
 
     :ivar laps: all so far, as they come.
     :ivar report: what it said at its end; None before.
+    :ivar said: what libraries printed meanwhile: UCX logs to standard output.
     :ivar runs: set once it has come round for the first time.
     """
 
     def __init__(self) -> None:
         self.laps: list[Lap] = []
         self.report: RingReport | None = None
+        self.said: list[str] = []
         self.runs = asyncio.Event()
 
     async def follow(self, guest: Guest, marker: str) -> None:
@@ -157,7 +159,10 @@ async def running_ring(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    job.report = msgspec.json.decode(ended.stdout, type=RingReport)
+    lines = ended.stdout.splitlines()
+    (report,) = (line for line in lines if line.startswith("{"))
+    job.report = msgspec.json.decode(report, type=RingReport)
+    job.said = [line for line in lines if line != report]
 
 
 def _not_running(*tasks: asyncio.Task[object]) -> ExecutionFailed:
