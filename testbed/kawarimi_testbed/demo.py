@@ -119,6 +119,7 @@ async def move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path)
     before = len(job.laps)
     words = ["migrate", *testbed.guests, "--to", host, "--mode", str(mode), "--json"]
     record = msgspec.json.decode(await _bridge(testbed, out, words), type=OperationRecord)
+    await job.next_lap()
     laps = job.laps[before:]
     way = record.guests[0].move
     return DemoOperation(
