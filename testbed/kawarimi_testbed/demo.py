@@ -32,7 +32,8 @@ _COMPUTE_S = 2.0
 class DemoPhase(msgspec.Struct, frozen=True):
     """One phase of a move, from when the first guest began it until the last one ended it; seconds.
 
-    :ivar stall_s: the longest of the program's exchanges that were begun meanwhile.
+    :ivar stall_s: the longest of the program's exchanges that were begun in it, or after it and
+        before the next one.
     """
 
     phase: Phase
@@ -137,19 +138,34 @@ async def move(testbed: Testbed, job: RingJob, host: str, mode: Mode, out: Path)
 
 
 def stalls(record: OperationRecord, laps: Sequence[Lap]) -> tuple[DemoPhase, ...]:
-    """Account for what a program noticed of an operation, phase by phase."""
+    """Account for what a program noticed of an operation, phase by phase.
+
+    What it noticed after a phase and before the next one counts as the earlier one's.
+    """
     began_s = datetime.fromisoformat(record.began).timestamp()
-    rows = []
-    for of_guests in zip(*(guest.phases for guest in record.guests), strict=True):
-        start = min(row.started_s for row in of_guests)
-        end = max(row.started_s + row.duration_s for row in of_guests)
-        meanwhile = (lap.longest_s for lap in laps if start <= lap.stalled_from_s - began_s < end)
-        rows.append(
-            DemoPhase(
-                of_guests[0].phase, of_guests[0].state, end - start, max(meanwhile, default=0.0)
-            )
+    longest: dict[Phase, float] = {}
+    of_all = list(zip(*(guest.phases for guest in record.guests), strict=True))
+    begun = {
+        rows[0].phase: min(row.started_s for row in rows)
+        for rows in of_all
+        if any(row.state is not PhaseState.SKIPPED for row in rows)
+    }
+    ended = {rows[0].phase: max(row.started_s + row.duration_s for row in rows) for rows in of_all}
+    for lap in laps:
+        at_s = lap.stalled_from_s - began_s
+        before = [phase for phase, start_s in begun.items() if start_s <= at_s]
+        if before:
+            longest[before[-1]] = max(lap.longest_s, longest.get(before[-1], 0.0))
+    return tuple(
+        DemoPhase(
+            phase,
+            rows[0].state,
+            ended[phase] - begun[phase] if phase in begun else 0.0,
+            longest.get(phase, 0.0),
         )
-    return tuple(rows)
+        for rows in of_all
+        for phase in [rows[0].phase]
+    )
 
 
 async def _bridge(testbed: Testbed, out: Path, words: Sequence[str]) -> bytes:

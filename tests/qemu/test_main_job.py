@@ -78,9 +78,11 @@ async def test_frozen_and_live(testbed, operator, job, figure):
         record = await operator.migrate(host, "--mode", mode)
         assert record.mode == mode
         await assert_fabric(testbed, operator.guests, host)
-        moved_s = min(phase_of(guest, Phase.MIGRATE).duration_s for guest in record.guests)
         longest[mode] = max(lap.longest_s for lap in job.laps[before:])
-        assert (longest[mode] > moved_s) == (mode == "frozen")
+        if mode == "frozen":
+            moved_s = min(phase_of(guest, Phase.MIGRATE).duration_s for guest in record.guests)
+            assert longest[mode] > moved_s
+    assert longest["live"] < longest["frozen"] / 2
     figure(
         f"the program's longest exchange: frozen {longest['frozen']:.2f} s, "
         f"live {longest['live']:.2f} s"
