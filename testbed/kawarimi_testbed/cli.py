@@ -27,6 +27,14 @@ name_option = click.option(
     "--name", default="default", show_default=True, help="Which testbed; several can run at once."
 )
 
+hca_option = click.option(
+    "--hca",
+    type=click.Choice([str(variant) for variant in HcaVariant]),
+    default="virtio",
+    show_default=True,
+    help="e1000e has a slow link, pciehp a slow unplug.",
+)
+
 
 @click.group()
 def testbed() -> None:
@@ -53,13 +61,7 @@ def build(rebuild: bool, as_json: bool) -> None:
 @name_option
 @click.option("--guests", default=2, show_default=True, help="How many guests.")
 @click.option("--memory", default=512, show_default=True, help="MiB of memory of each guest.")
-@click.option(
-    "--hca",
-    type=click.Choice([str(variant) for variant in HcaVariant]),
-    default="virtio",
-    show_default=True,
-    help="e1000e has a slow link, pciehp a slow unplug.",
-)
+@hca_option
 @click.option("--no-hca", is_flag=True, help="Boot the guests without their HCA.")
 @click.option("--agents", is_flag=True, help="Run a guest agent in the guests.")
 @click.option("--ssh", is_flag=True, help="Run sshd in the guests, with keys for each other.")

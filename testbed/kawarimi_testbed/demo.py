@@ -21,7 +21,7 @@ from kawarimi_testbed.testbed import Testbed
 from kawarimi_testbed.topology import HcaVariant, Topology
 from kawarimi_wire.errors import ExecutionFailed, Slug
 from kawarimi_wire.phases import Mode, Phase, PhaseState, Result
-from kawarimi_wire.record import OperationRecord
+from kawarimi_wire.record import OperationRecord, PhaseRecord
 
 WAY = ("hostb", "hostc")
 """Where the guests go, one after the other, from the first host."""
@@ -143,29 +143,27 @@ def stalls(record: OperationRecord, laps: Sequence[Lap]) -> tuple[DemoPhase, ...
     What it noticed after a phase and before the next one counts as the earlier one's.
     """
     began_s = datetime.fromisoformat(record.began).timestamp()
-    longest: dict[Phase, float] = {}
-    of_all = list(zip(*(guest.phases for guest in record.guests), strict=True))
+    by_phase = {
+        rows[0].phase: rows for rows in zip(*(guest.phases for guest in record.guests), strict=True)
+    }
     begun = {
-        rows[0].phase: min(row.started_s for row in rows)
-        for rows in of_all
+        phase: min(row.started_s for row in rows)
+        for phase, rows in by_phase.items()
         if any(row.state is not PhaseState.SKIPPED for row in rows)
     }
-    ended = {rows[0].phase: max(row.started_s + row.duration_s for row in rows) for rows in of_all}
+    longest = dict.fromkeys(by_phase, 0.0)
     for lap in laps:
         at_s = lap.stalled_from_s - began_s
         before = [phase for phase, start_s in begun.items() if start_s <= at_s]
         if before:
-            longest[before[-1]] = max(lap.longest_s, longest.get(before[-1], 0.0))
-    return tuple(
-        DemoPhase(
-            phase,
-            rows[0].state,
-            ended[phase] - begun[phase] if phase in begun else 0.0,
-            longest.get(phase, 0.0),
-        )
-        for rows in of_all
-        for phase in [rows[0].phase]
-    )
+            longest[before[-1]] = max(lap.longest_s, longest[before[-1]])
+
+    def account(phase: Phase, rows: Sequence[PhaseRecord]) -> DemoPhase:
+        ended = max(row.started_s + row.duration_s for row in rows)
+        lasted = ended - begun[phase] if phase in begun else 0.0
+        return DemoPhase(phase, rows[0].state, lasted, longest[phase])
+
+    return tuple(account(phase, rows) for phase, rows in by_phase.items())
 
 
 async def _bridge(testbed: Testbed, out: Path, words: Sequence[str]) -> bytes:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from kawarimi_bridge.cli.migrate import mode_option
 from kawarimi_bridge.cli.output import Progress, json_option, print_json
+from kawarimi_testbed.cli import hca_option
 from kawarimi_testbed.commands import require_root
 from kawarimi_testbed.demo import Demo, DemoOperation, run_demo
 from kawarimi_testbed.topology import HcaVariant
@@ -17,9 +19,7 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
 
 @click.command()
 @click.option("--ranks-per-guest", default=1, show_default=True, help="MPI ranks in each guest.")
-@click.option(
-    "--mode", type=click.Choice([str(mode) for mode in Mode]), default="live", show_default=True
-)
+@mode_option
 @click.option(
     "--kind",
     type=click.Choice(["btl", "ucp"]),
@@ -27,13 +27,7 @@ from kawarimi_wire.phases import Mode, PhaseState, Result
     show_default=True,
     help="Kind of shim: below PML ucx, or for the BTL openib.",
 )
-@click.option(
-    "--hca",
-    type=click.Choice([str(variant) for variant in HcaVariant]),
-    default=str(HcaVariant.VIRTIO),
-    show_default=True,
-    help="What the guests' HCAs are: e1000e has a slow link, pciehp is slow to unplug.",
-)
+@hca_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

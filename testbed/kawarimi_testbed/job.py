@@ -67,11 +67,15 @@ class RingJob:
     async def next_lap(self) -> None:
         """Wait for another lap: whatever stalled the program until now stands in it, or before.
 
-        :raise TimeoutError: there is none.
+        :raise ExecutionFailed: `command-timeout`: there is none.
         """
         self._came.clear()
-        async with asyncio.timeout(_LAP_DEADLINE_S):
-            await self._came.wait()
+        try:
+            async with asyncio.timeout(_LAP_DEADLINE_S):
+                await self._came.wait()
+        except TimeoutError as error:
+            what = f"The ring has not come round in {_LAP_DEADLINE_S:.0f} s."
+            raise ExecutionFailed(Slug.COMMAND_TIMEOUT, what) from error
 
     async def follow(self, guest: Guest, marker: str) -> None:
         """Read its laps until it is cancelled."""
@@ -157,11 +161,13 @@ async def running_ring(
     tasks = (running, following, runs)
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not job.laps:
-            raise _not_running(running, following)
+        if runs.done():
+            await runs
+        else:
+            raise _ended_early(running, following)
         yield job
         if running.done() or following.done():
-            raise _not_running(running, following)
+            raise _ended_early(running, following)
         await first.run(["rm", marker])  # it looks for this between two iterations
         ended = await asyncio.wait_for(running, _END_DEADLINE_S)
     finally:
@@ -169,21 +175,19 @@ async def running_ring(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     lines = ended.stdout.splitlines()
-    (report,) = (line for line in lines if line.startswith("{"))
-    job.report = msgspec.json.decode(report, type=RingReport)
-    job.said = [line for line in lines if line != report]
+    reports = [line for line in lines if line.startswith("{")]
+    if len(reports) != 1:
+        raise _ended_early(running)
+    job.report = msgspec.json.decode(reports[0], type=RingReport)
+    job.said = [line for line in lines if line not in reports]
 
 
-def _not_running(*tasks: asyncio.Task[object]) -> ExecutionFailed:
-    """Say which of the tasks of a ring has ended, and how."""
-    for task in tasks:
-        if task.done():
-            cause = task.exception()
-            return ExecutionFailed(
-                Slug.COMMAND_FAILED,
-                f"The ring ended by itself: {cause or task.result()}",
-                facts=cause.facts if isinstance(cause, KawarimiError) else {},
-            )
+def _ended_early(*tasks: asyncio.Task[object]) -> ExecutionFailed:
+    """Say which of the tasks of a ring has ended, and how; one of them has."""
+    ended = next(task for task in tasks if task.done())
+    cause = ended.exception()
     return ExecutionFailed(
-        Slug.COMMAND_TIMEOUT, f"The ring has not begun in {_LAP_DEADLINE_S:.0f} s."
+        Slug.COMMAND_FAILED,
+        f"The ring ended by itself, or says nothing of itself: {cause or ended.result()}",
+        facts=cause.facts if isinstance(cause, KawarimiError) else {},
     )

@@ -23,14 +23,20 @@ async def switch_under_traffic(
     fallback: str,
     ranks: int,
     switches: int,
+    *,
+    look: Callable[[Job], None] = lambda _: None,
     **kind: str,
 ) -> None:
-    """Switch at random moments under verified traffic, and see it end well."""
+    """Switch at random moments under verified traffic, and see it end well.
+
+    :param look: at the job, when it has begun.
+    """
     stop = launcher.directory / "stop"
     moments = random.Random(ranks)
     async with launcher.start(
         traffic, stop, ranks, ranks=ranks, fabric=fabric, fallback=fallback, **kind
     ) as job:
+        look(job)
         await job.switch(fabric)
         for number in range(switches):
             await asyncio.sleep(moments.random() * 0.002)  # a random moment, not a condition

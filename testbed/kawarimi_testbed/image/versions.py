@@ -6,6 +6,7 @@ or of another state of apt costs nothing but the question.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -48,10 +49,13 @@ def recall(state: str) -> Versions | None:
 
 
 def note(versions: Versions) -> None:
-    """Note versions for the next time."""
+    """Note versions for the next time, unless they are noted, or the cache cannot be written."""
+    if recall(versions.state) == versions:
+        return
     partial = _note().with_suffix(f".{os.getpid()}")
-    partial.write_bytes(msgspec.json.encode(versions))
-    partial.replace(_note())
+    with contextlib.suppress(OSError):
+        partial.write_bytes(msgspec.json.encode(versions))
+        partial.replace(_note())
 
 
 def _note() -> Path:
