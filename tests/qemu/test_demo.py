@@ -14,6 +14,8 @@ from kawarimi_wire.errors import ExitCode
 from kawarimi_wire.phases import PHASES
 from leftovers import leftovers
 
+DEADLINE_S = 500
+
 
 @pytest.mark.timeout(600)
 async def test_the_demonstration(image, tmp_path: Path, figure) -> None:
@@ -23,7 +25,12 @@ async def test_the_demonstration(image, tmp_path: Path, figure) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await process.communicate()
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), DEADLINE_S)
+    finally:
+        if process.returncode is None:
+            process.terminate()  # it takes its testbed down
+            await process.wait()
     assert process.returncode == ExitCode.COMPLETED, err.decode()
     demo = json.loads(out)
     assert demo["program"]["data_errors"] == 0

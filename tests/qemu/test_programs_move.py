@@ -141,14 +141,15 @@ def thermodynamics(text: str) -> list[str]:
 
 
 def libraries(program: Path) -> list[str]:
-    needed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"=> (/\S+)", needed)
+    words = ["ldd", program]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    return re.findall(r"=> (/\S+)", done.stdout)
 
 
 def packed(files: Sequence[str | Path]) -> bytes:
     """Return an archive of files, without their folders."""
     words = ["tar", "-chf", "-", "--transform=s,.*/,,", *files]
-    return subprocess.run(words, capture_output=True, check=True).stdout
+    return subprocess.run(words, capture_output=True, timeout=60, check=True).stdout
 
 
 async def install(guest: Guest, program: Path) -> None:
