@@ -10,6 +10,9 @@ On tcp, every message is counted by the shim; on vader, which is neither fabric 
 machine, none is. On ucx-tcp and ucx-sm, UCX's transports, every call goes through the shim of the
 kind ucp.
 
+The figure `itself` is the one that a busy machine disturbs least: the calls of one rank, without
+the other one.
+
 usage: overhead.py [--repeats N] [--rounds N] [--interface NAME] [--on tcp,vader,ucx-tcp,ucx-sm]
 """
 

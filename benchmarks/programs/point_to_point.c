@@ -1,7 +1,9 @@
 /* Latency, bandwidth and message rate between two ranks.
  *
  * Prints one line per figure, from rank 0: <metric> <bytes> <value>
- * latency in microseconds one way, bandwidth in MB/s, rate in messages per second of 8 bytes.
+ * latency in microseconds one way, bandwidth in MB/s, rate in messages per second of 8 bytes;
+ * itself: nanoseconds for MPI_Send and MPI_Recv of a message of rank 0 to itself, the best of some
+ * series: what the calls cost, and nothing else.
  */
 #include <mpi.h>
 #include <stdio.h>
@@ -57,6 +59,22 @@ static double rate(int size, int windows) {
     return (double)windows * WINDOW / (MPI_Wtime() - began);
 }
 
+static double itself(int size, int rounds) {
+    double best = 0;
+
+    for (int series = 0; series < 7; series++) {
+        double began = MPI_Wtime(), each;
+
+        for (int i = 0; i < rounds; i++) {
+            MPI_Send(buffer, size, MPI_BYTE, rank, 3, MPI_COMM_WORLD);
+            MPI_Recv(buffer, size, MPI_BYTE, rank, 3, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        }
+        each = (MPI_Wtime() - began) / rounds * 1e9;
+        best = series == 0 || each < best ? each : best;
+    }
+    return best;
+}
+
 static void say(const char *metric, int size, double value) {
     if (rank == 0) {
         printf("%s %d %.6g\n", metric, size, value);
@@ -75,6 +93,10 @@ int main(int argc, char **argv) {
     }
     say("bandwidth", LARGEST, rate(LARGEST, rounds / 100 + 1) * LARGEST / 1e6);
     say("rate", 8, rate(8, rounds / 4 + 1));
+    MPI_Barrier(MPI_COMM_WORLD);
+    if (rank == 0) {
+        say("itself", 8, itself(8, 10 * rounds));
+    }
     MPI_Finalize();
     return 0;
 }

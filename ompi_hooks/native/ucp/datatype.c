@@ -188,10 +188,6 @@ void kw_datatype_expect(struct kw_slot *receive) {
     expecting = receive;
 }
 
-void kw_datatype_expect_no_more(void) {
-    expecting = NULL;
-}
-
 void *kw_datatype_watch(const struct kw_slot *receive) {
     watched = kw_datatype_is_generic(receive->datatype) ? receive->unpacking : NULL;
     return receive->unpacking;

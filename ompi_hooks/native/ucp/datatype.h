@@ -18,9 +18,8 @@ ucs_status_t kw_datatype_unpack(const struct kw_slot *receive, const void *bytes
 void kw_datatype_pin(struct kw_slot *slot);
 void kw_datatype_unpin(struct kw_slot *slot);
 
-/* Between these two, UCX may begin to unpack for a receive: remember what it begins with. */
+/* From now on, UCX may begin to unpack for a receive: remember what it begins with. NULL for none. */
 void kw_datatype_expect(struct kw_slot *receive);
-void kw_datatype_expect_no_more(void);
 
 /* UCX forgets what it has begun for a receive that is cancelled (up to 1.19 at least): the
  * state, and the type with it, would live for ever. Call the first before a cancellation, and

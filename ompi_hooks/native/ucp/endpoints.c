@@ -96,6 +96,7 @@ KW_EXPORT ucs_status_t ucp_ep_create(ucp_worker_h worker, const ucp_ep_params_t 
 /* The program parts with a peer: in MPI_Finalize. */
 static ucs_status_ptr_t disconnect(struct kw_endpoint *endpoint,
                                    const ucp_request_param_t *param) {
+    const ucp_request_param_t nothing = {0};
     ucs_status_ptr_t result = NULL;
     struct kw_slot *slot;
 
@@ -108,12 +109,12 @@ static ucs_status_ptr_t disconnect(struct kw_endpoint *endpoint,
     if (!UCS_PTR_IS_PTR(result)) {
         return result;
     }
-    slot = kw_slot_for(&(const ucp_request_param_t){0}, KW_DISCONNECT);
+    slot = kw_slot_take(&nothing);
     if (slot == NULL) {
         kw_real.ucp_request_free(result);
         return NULL;
     }
-    slot->posting = false;
+    kw_slot_begin(slot, &nothing, KW_DISCONNECT);
     slot->foreign = result;
     return kw_slot_application(slot);
 }

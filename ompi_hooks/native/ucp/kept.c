@@ -62,12 +62,13 @@ static bool has_room(size_t length) {
 static struct kw_slot *make(const ucp_tag_recv_info_t *info) {
     const ucp_request_param_t nothing = {0};
     void *buffer = has_room(info->length) ? malloc(info->length + 1) : NULL;
-    struct kw_slot *kept = buffer != NULL ? kw_slot_for(&nothing, KW_KEEP) : NULL;
+    struct kw_slot *kept = buffer != NULL ? kw_slot_take(&nothing) : NULL;
 
     if (kept == NULL) {
         free(buffer);
         return NULL;
     }
+    kw_slot_begin(kept, &nothing, KW_KEEP);
     kept->taker = NULL;
     kept->buffer = buffer;
     kept->count = info->length;

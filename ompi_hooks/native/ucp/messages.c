@@ -82,10 +82,12 @@ KW_EXPORT ucs_status_ptr_t ucp_tag_msg_recv_nbx(ucp_worker_h worker, void *buffe
     if (KW_UNLIKELY(!kw_is_worker(worker))) {
         return kw_real.ucp_tag_msg_recv_nbx(worker, buffer, count, handle, param);
     }
-    slot = kw_slot_for(param, KW_FETCH);
+    slot = kw_slot_take(param);
     if (KW_UNLIKELY(slot == NULL)) {
         return UCS_STATUS_PTR(UCS_ERR_NO_MEMORY);
     }
+    kw_slot_begin(slot, param, KW_FETCH);
+    slot->posting = true;
     slot->buffer = buffer;
     slot->count = count;
     slot->datatype = kw_slot_datatype(param);

@@ -32,7 +32,8 @@ static void on_received(void *request, ucs_status_t status, const ucp_tag_recv_i
 
 /* UCX 1.13 leaves the caller's recv_info as it is when a receive completes in place: so it is made
  * not to, and the callback tells. */
-static void real_receive(struct kw_slot *slot) {
+static inline void real_receive(struct kw_slot *slot) {
+    bool generic = kw_datatype_is_generic(slot->datatype);
     ucp_request_param_t param; /* as in real_send() */
     ucs_status_ptr_t result;
 
@@ -42,12 +43,14 @@ static void real_receive(struct kw_slot *slot) {
     param.cb.recv = on_received;
     param.datatype = slot->datatype;
     slot->state = KW_ACTIVE;
-    if (KW_UNLIKELY(kw_datatype_is_generic(slot->datatype))) {
+    if (KW_UNLIKELY(generic)) {
         kw_datatype_expect(slot);
     }
     result = kw_real.ucp_tag_recv_nbx(kw_worker.real, slot->buffer, slot->count, slot->tag,
                                       slot->mask, &param);
-    kw_datatype_expect_no_more();
+    if (KW_UNLIKELY(generic)) {
+        kw_datatype_expect(NULL);
+    }
     if (UCS_PTR_IS_ERR(result)) {
         forget(slot, UCS_PTR_STATUS(result), &slot->info);
     }
@@ -66,18 +69,20 @@ static bool kept_receive(struct kw_slot *slot) {
     return true;
 }
 
-KW_EXPORT ucs_status_ptr_t ucp_tag_recv_nbx(ucp_worker_h worker, void *buffer, size_t count,
-                                            ucp_tag_t tag, ucp_tag_t mask,
-                                            const ucp_request_param_t *param) {
+static inline ucs_status_ptr_t receive_on(ucp_worker_h worker, void *buffer, size_t count,
+                                          ucp_tag_t tag, ucp_tag_t mask,
+                                          const ucp_request_param_t *param) {
     struct kw_slot *slot;
 
     if (KW_UNLIKELY(!kw_is_worker(worker))) {
         return kw_real.ucp_tag_recv_nbx(worker, buffer, count, tag, mask, param);
     }
-    slot = kw_slot_for(param, KW_RECEIVE);
+    slot = kw_slot_take(param);
     if (KW_UNLIKELY(slot == NULL)) {
         return UCS_STATUS_PTR(UCS_ERR_NO_MEMORY);
     }
+    kw_slot_begin(slot, param, KW_RECEIVE);
+    slot->posting = true;
     slot->buffer = buffer;
     slot->count = count;
     slot->datatype = kw_slot_datatype(param);
@@ -94,6 +99,12 @@ KW_EXPORT ucs_status_ptr_t ucp_tag_recv_nbx(ucp_worker_h worker, void *buffer, s
     return kw_slot_posted(slot, param);
 }
 
+KW_EXPORT ucs_status_ptr_t ucp_tag_recv_nbx(ucp_worker_h worker, void *buffer, size_t count,
+                                            ucp_tag_t tag, ucp_tag_t mask,
+                                            const ucp_request_param_t *param) {
+    return receive_on(worker, buffer, count, tag, mask, param);
+}
+
 KW_EXPORT ucs_status_ptr_t ucp_tag_recv_nb(ucp_worker_h worker, void *buffer, size_t count,
                                            ucp_datatype_t datatype, ucp_tag_t tag, ucp_tag_t mask,
                                            ucp_tag_recv_callback_t callback) {
@@ -104,7 +115,7 @@ KW_EXPORT ucs_status_ptr_t ucp_tag_recv_nb(ucp_worker_h worker, void *buffer, si
         .cb.recv = (ucp_tag_recv_nbx_callback_t)(void (*)(void))callback,
     };
 
-    return ucp_tag_recv_nbx(worker, buffer, count, tag, mask, &param);
+    return receive_on(worker, buffer, count, tag, mask, &param);
 }
 
 KW_EXPORT ucs_status_t ucp_tag_recv_nbr(ucp_worker_h worker, void *buffer, size_t count,
@@ -116,7 +127,7 @@ KW_EXPORT ucs_status_t ucp_tag_recv_nbr(ucp_worker_h worker, void *buffer, size_
         .datatype = datatype,
         .request = request,
     };
-    ucs_status_ptr_t result = ucp_tag_recv_nbx(worker, buffer, count, tag, mask, &param);
+    ucs_status_ptr_t result = receive_on(worker, buffer, count, tag, mask, &param);
 
     return UCS_PTR_IS_ERR(result) ? UCS_PTR_STATUS(result) : UCS_OK;
 }

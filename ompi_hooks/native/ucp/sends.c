@@ -5,43 +5,33 @@
 
 /* UCX has sent it; not called for what was complete in place. */
 static void on_sent(void *request, ucs_status_t status, void *unused) {
-    struct kw_slot *slot = request;
-
     (void)unused;
     kw_worker.sending--;
-    kw_send_complete(slot, status);
+    kw_send_complete(request, status);
 }
 
-/* Give a send to UCX. What completes in place is told by the slot's state. */
-static inline void real_send(struct kw_slot *slot, struct kw_endpoint *endpoint, const void *buffer,
-                             size_t count, ucp_datatype_t datatype, ucp_tag_t tag,
-                             bool synchronous) {
+/* Give a send to UCX, and return what it returns. The slot is UCX's from then on only if that is a
+ * request: nothing of it is read before. */
+static inline ucs_status_ptr_t real_send(struct kw_slot *slot, struct kw_endpoint *endpoint,
+                                         const void *buffer, size_t count, ucp_datatype_t datatype,
+                                         ucp_tag_t tag, uint32_t flags, bool synchronous) {
     ucp_request_param_t param; /* no more of it is set than its mask says: it is in every message */
     ucs_status_ptr_t result;
 
     param.op_attr_mask = UCP_OP_ATTR_FIELD_REQUEST | UCP_OP_ATTR_FIELD_CALLBACK |
-                         UCP_OP_ATTR_FIELD_DATATYPE | slot->op_flags;
+                         UCP_OP_ATTR_FIELD_DATATYPE | flags;
     param.request = slot;
     param.cb.send = on_sent;
     param.datatype = datatype;
-    kw_worker.sending++;
-    kw_worker.sent++;
     result = (synchronous ? kw_real.ucp_tag_send_sync_nbx : kw_real.ucp_tag_send_nbx)(
         endpoint->real, buffer, count, tag, &param);
-    if (UCS_PTR_IS_PTR(result)) {
-        return;
-    }
-    kw_worker.sending--;
-    if (UCS_PTR_IS_ERR(result)) {
-        kw_worker.sent--;
-    }
-    slot->status = UCS_PTR_RAW_STATUS(result);
-    slot->state = KW_DONE;
+    kw_worker.sent += !UCS_PTR_IS_ERR(result);
+    kw_worker.sending += UCS_PTR_IS_PTR(result);
+    return result;
 }
 
 static ucs_status_ptr_t wait_with(struct kw_slot *slot) {
     slot->state = KW_WAITING;
-    slot->posting = false;
     slot->pin = NULL;
     kw_ring_insert(&kw_worker.waiting, &slot->link);
     kw_datatype_pin(slot);
@@ -53,16 +43,18 @@ static inline ucs_status_ptr_t send_on(ucp_ep_h handle, const void *buffer, size
                                        bool synchronous) {
     struct kw_endpoint *endpoint = kw_endpoint_of(handle);
     struct kw_slot *slot;
+    ucs_status_ptr_t result;
 
     if (KW_UNLIKELY(endpoint == NULL)) {
         return (synchronous ? kw_real.ucp_tag_send_sync_nbx : kw_real.ucp_tag_send_nbx)(
             handle, buffer, count, tag, param);
     }
-    slot = kw_slot_for(param, KW_SEND);
+    slot = kw_slot_take(param);
     if (KW_UNLIKELY(slot == NULL)) {
         return UCS_STATUS_PTR(UCS_ERR_NO_MEMORY);
     }
     if (KW_UNLIKELY(kw_worker.sends_wait)) {
+        kw_slot_begin(slot, param, KW_SEND);
         slot->buffer = (void *)buffer;
         slot->count = count;
         slot->datatype = kw_slot_datatype(param);
@@ -71,24 +63,33 @@ static inline ucs_status_ptr_t send_on(ucp_ep_h handle, const void *buffer, size
         slot->synchronous = synchronous;
         return wait_with(slot);
     }
-    real_send(slot, endpoint, buffer, count, kw_slot_datatype(param), tag, synchronous);
-    if (slot->state == KW_DONE && slot->eager_callback) {
-        kw_send_complete(slot, slot->status);
+    result = real_send(slot, endpoint, buffer, count, kw_slot_datatype(param), tag,
+                       param->op_attr_mask & KW_SLOT_FLAGS, synchronous);
+    if (UCS_PTR_IS_PTR(result)) {
+        kw_slot_begin(slot, param, KW_SEND);
+        return kw_slot_application(slot);
     }
-    return kw_slot_posted(slot, param);
+    if (KW_UNLIKELY((param->op_attr_mask & UCP_OP_ATTR_FLAG_NO_IMM_CMPL) != 0)) {
+        kw_slot_begin(slot, param, KW_SEND);
+        kw_send_complete(slot, UCS_PTR_RAW_STATUS(result));
+        return kw_slot_application(slot);
+    }
+    kw_slot_return(slot, param);
+    return result;
 }
 
 void kw_sends_release(void) {
     while (!kw_ring_is_empty(&kw_worker.waiting)) {
         struct kw_slot *slot = KW_OF(struct kw_slot, link, kw_worker.waiting.next);
+        ucs_status_ptr_t result;
 
         kw_ring_remove(&slot->link);
         slot->state = KW_ACTIVE;
-        real_send(slot, slot->endpoint, slot->buffer, slot->count, slot->datatype, slot->tag,
-                  slot->synchronous);
+        result = real_send(slot, slot->endpoint, slot->buffer, slot->count, slot->datatype,
+                           slot->tag, slot->op_flags, slot->synchronous);
         kw_datatype_unpin(slot);
-        if (slot->state == KW_DONE) {
-            kw_send_complete(slot, slot->status);
+        if (!UCS_PTR_IS_PTR(result)) {
+            kw_send_complete(slot, UCS_PTR_RAW_STATUS(result));
         }
     }
     kw_worker.sends_wait = false;

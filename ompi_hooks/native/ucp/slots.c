@@ -9,13 +9,13 @@ static size_t application_size;
 static ucp_request_init_callback_t application_init;
 static ucp_request_cleanup_callback_t application_cleanup;
 
-/* All memory that was ever made, and the slots of it that are not in use (linked by `next`
- * only). */
+/* All memory that was ever made. */
 static struct chunk {
     struct chunk *next;
     char *bytes;
 } *chunks;
-static struct kw_ring *unused;
+
+struct kw_ring *kw_slots_unused;
 
 static size_t stride(void) {
     return (kw_request_size + sizeof(struct kw_slot) + application_size + 63) & ~(size_t)63;
@@ -48,10 +48,10 @@ void kw_slots_end(void) {
         free(chunks);
         chunks = next;
     }
-    unused = NULL;
+    kw_slots_unused = NULL;
 }
 
-static bool chunk_make(void) {
+bool kw_slots_more(void) {
     struct chunk *chunk = malloc(sizeof *chunk);
     char *bytes = aligned_alloc(64, CHUNK * stride());
 
@@ -70,55 +70,9 @@ static bool chunk_make(void) {
         if (application_init != NULL) {
             application_init(kw_slot_application(slot));
         }
-        slot->link.next = unused;
-        unused = &slot->link;
+        kw_slot_free(slot);
     }
     return true;
-}
-
-struct kw_slot *kw_slot_peek(void) {
-    if (KW_UNLIKELY(unused == NULL) && !chunk_make()) {
-        return NULL;
-    }
-    return KW_OF(struct kw_slot, link, unused);
-}
-
-void kw_slot_use(struct kw_slot *slot) {
-    unused = slot->link.next;
-}
-
-void kw_slot_free(struct kw_slot *slot) {
-    slot->state = KW_FREE;
-    slot->link.next = unused;
-    unused = &slot->link;
-}
-
-struct kw_slot *kw_slot_for(const ucp_request_param_t *param, enum kw_slot_kind kind) {
-    bool given = (param->op_attr_mask & UCP_OP_ATTR_FIELD_REQUEST) != 0;
-    struct kw_slot *slot = given ? (struct kw_slot *)param->request - 1 : kw_slot_peek();
-
-    if (KW_UNLIKELY(slot == NULL)) {
-        return NULL;
-    }
-    if (!given) {
-        kw_slot_use(slot);
-    }
-    slot->mark = KW_MARK_SLOT;
-    slot->kind = kind;
-    slot->state = KW_ACTIVE;
-    slot->owned = !given;
-    slot->released = false;
-    slot->posting = true;
-    slot->eager_callback = (param->op_attr_mask & UCP_OP_ATTR_FLAG_NO_IMM_CMPL) != 0;
-    slot->op_flags = param->op_attr_mask &
-                     (UCP_OP_ATTR_FLAG_FAST_CMPL | UCP_OP_ATTR_FLAG_MULTI_SEND);
-    slot->callback.send = NULL;
-    if ((param->op_attr_mask & UCP_OP_ATTR_FIELD_CALLBACK) != 0) {
-        slot->callback.send = param->cb.send;
-    }
-    slot->user_data =
-        (param->op_attr_mask & UCP_OP_ATTR_FIELD_USER_DATA) != 0 ? param->user_data : NULL;
-    return slot;
 }
 
 ucs_status_ptr_t kw_slot_posted(struct kw_slot *slot, const ucp_request_param_t *param) {
@@ -128,7 +82,7 @@ ucs_status_ptr_t kw_slot_posted(struct kw_slot *slot, const ucp_request_param_t 
     if (slot->state != KW_DONE || slot->eager_callback) {
         return kw_slot_application(slot);
     }
-    if ((param->op_attr_mask & UCP_OP_ATTR_FIELD_RECV_INFO) != 0 && slot->kind != KW_SEND) {
+    if ((param->op_attr_mask & UCP_OP_ATTR_FIELD_RECV_INFO) != 0) {
         *param->recv_info.tag_info = slot->info;
     }
     if (slot->owned) {

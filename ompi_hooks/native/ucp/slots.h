@@ -11,16 +11,63 @@ void kw_slots_begin(size_t application_size, ucp_request_init_callback_t init,
 /* Give all memory back; nothing may be in use. */
 void kw_slots_end(void);
 
-/* A slot of the pool, or NULL if memory is out. It stays free until its state is set: one that was
- * not used needs no giving back. */
-struct kw_slot *kw_slot_peek(void);
+/* The slots of the pool that are not in use, linked by `next` only. */
+extern struct kw_ring *kw_slots_unused;
 
-/* The slot that was peeked at is in use from now on; and is no longer. */
-void kw_slot_use(struct kw_slot *slot);
-void kw_slot_free(struct kw_slot *slot);
+/* Make more of them. Returns false if memory is out. */
+bool kw_slots_more(void);
 
-/* A slot for an operation with these parameters: in the caller's memory, or kw_slot_peek(). */
-struct kw_slot *kw_slot_for(const ucp_request_param_t *param, enum kw_slot_kind kind);
+/* Take a slot for an operation with these parameters: it lies in the caller's memory, or comes from
+ * the pool; NULL if memory is out. */
+static inline struct kw_slot *kw_slot_take(const ucp_request_param_t *param) {
+    struct kw_ring *link = kw_slots_unused;
+
+    if ((param->op_attr_mask & UCP_OP_ATTR_FIELD_REQUEST) != 0) {
+        return (struct kw_slot *)param->request - 1;
+    }
+    if (KW_UNLIKELY(link == NULL)) {
+        if (!kw_slots_more()) {
+            return NULL;
+        }
+        link = kw_slots_unused;
+    }
+    kw_slots_unused = link->next;
+    return KW_OF(struct kw_slot, link, link);
+}
+
+/* It is no longer in use; it is of the pool. */
+static inline void kw_slot_free(struct kw_slot *slot) {
+    slot->state = KW_FREE;
+    slot->link.next = kw_slots_unused;
+    kw_slots_unused = &slot->link;
+}
+
+/* It was taken, and is not needed. */
+static inline void kw_slot_return(struct kw_slot *slot, const ucp_request_param_t *param) {
+    if ((param->op_attr_mask & UCP_OP_ATTR_FIELD_REQUEST) == 0) {
+        kw_slot_free(slot);
+    }
+}
+
+/* The caller's flags that UCX gets, each time that it is given the operation. */
+#define KW_SLOT_FLAGS (UCP_OP_ATTR_FLAG_FAST_CMPL | UCP_OP_ATTR_FLAG_MULTI_SEND)
+
+/* Make a slot that was taken into an active request, as the parameters have it. */
+static inline void kw_slot_begin(struct kw_slot *slot, const ucp_request_param_t *param,
+                                 enum kw_slot_kind kind) {
+    uint32_t mask = param->op_attr_mask;
+
+    slot->mark = KW_MARK_SLOT;
+    slot->kind = kind;
+    slot->state = KW_ACTIVE;
+    slot->owned = (mask & UCP_OP_ATTR_FIELD_REQUEST) == 0;
+    slot->released = false;
+    slot->posting = false;
+    slot->eager_callback = (mask & UCP_OP_ATTR_FLAG_NO_IMM_CMPL) != 0;
+    slot->op_flags = mask & KW_SLOT_FLAGS;
+    slot->callback.send = (mask & UCP_OP_ATTR_FIELD_CALLBACK) != 0 ? param->cb.send : NULL;
+    slot->user_data = (mask & UCP_OP_ATTR_FIELD_USER_DATA) != 0 ? param->user_data : NULL;
+}
 
 /* The datatype that parameters name, or UCX's default. */
 static inline ucp_datatype_t kw_slot_datatype(const ucp_request_param_t *param) {
@@ -28,8 +75,7 @@ static inline ucp_datatype_t kw_slot_datatype(const ucp_request_param_t *param) 
                                                                    : ucp_dt_make_contig(1);
 }
 
-/* What UCX returned for `real` parameters that named this slot, which the operation may have
- * completed in place, as our caller is to see it. */
+/* What the caller of a receive is to get, which may be done already. */
 ucs_status_ptr_t kw_slot_posted(struct kw_slot *slot, const ucp_request_param_t *param);
 
 /* It is done: tell the application, or the call that posts it. */
