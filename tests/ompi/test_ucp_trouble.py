@@ -229,20 +229,3 @@ async def test_jobs_that_are_connected_are_refused(launcher: Launcher, program: 
         assert "another job" in caught.value.what
         stop.touch()
         assert "OK" in await job.succeed()
-
-
-async def test_job_that_nobody_gave_sides_runs_as_without(
-    launcher: Launcher, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "kawarimi_ompi.ucp._exported",
-        lambda choice, variables, library: {"LD_PRELOAD": str(library)},
-    )
-    stop = launcher.directory / "stop"
-    async with launcher.start(program("steady"), stop, ranks=2, kind="ucp", hello=False) as job:
-        await job.printed("kawarimi stays out of this job")
-        stop.touch()
-        text = await job.succeed()
-    assert "OK" in text
-    assert text.count("stays out of this job") == 1
-    assert not launcher.server.ranks
