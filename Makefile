@@ -30,7 +30,7 @@ soak: setup ## Hundreds of rounds, thousands of switches: what the tests do tens
 	  tests/ompi/test_ucp_pending.py -k "two_ranks or grow" --timeout 3000
 
 bench: setup ## Measure; prints JSON and judges nothing (root; half an hour of a quiet machine)
-	for name in testbed overhead switch main_job; do $(PYTHON) benchmarks/$$name.py || exit 1; done
+	for name in testbed overhead switch qemu_alone main_job; do $(PYTHON) benchmarks/$$name.py || exit 1; done
 
 vfio: setup ## Real vfio-pci passthrough, in an emulated machine with an IOMMU (root; minutes)
 	$(PYTHON) -m pytest -m vfio

@@ -42,12 +42,16 @@ _SETTLE_S = 20.0
 
 
 class MigrationProgress(msgspec.Struct, frozen=True):
-    """What a migration has moved so far; bytes, and bytes per second."""
+    """What a migration has moved so far; bytes, and bytes per second.
+
+    :ivar paused: whether the guest stands still, for the last of it.
+    """
 
     status: str
     transferred: int
     remaining: int
     rate: float
+    paused: bool
 
 
 class MigrationResult(msgspec.Struct, frozen=True):
@@ -129,7 +133,7 @@ async def migrate(
     uri = await listen(destination, address, parameters)
     await configure(source, parameters, Role.SOURCE)
     started = time.monotonic()
-    async with source.watch(["MIGRATION", "MIGRATION_PASS"]) as events:
+    async with source.watch(["MIGRATION", "MIGRATION_PASS", "STOP"]) as events:
         try:
             await source.execute("migrate", {"uri": uri})
             postcopy = parameters.postcopy
@@ -237,13 +241,17 @@ async def _follow(
     Asked every second beside the events: `migrate` to a dead listener returns success, and its
     failure stands only in query-migrate.
     """
+    paused = False
     while (left := give_up - time.monotonic()) > 0:
         event = await wait(min(left, _POLL_S), _is_turn)
+        paused = paused or (event is not None and event["event"] == "STOP")
         info = await source.execute("query-migrate")
         if on_progress and (ram := info.get("ram")):
             rate = float(ram.get("mbps", 0.0)) * 1e6 / 8
             on_progress(
-                MigrationProgress(info["status"], ram["transferred"], ram["remaining"], rate)
+                MigrationProgress(
+                    info["status"], ram["transferred"], ram["remaining"], rate, paused
+                )
             )
         if info["status"] in _ENDED:
             return str(info["status"])
@@ -257,8 +265,8 @@ async def _follow(
 
 
 def _is_turn(event: Event) -> bool:
-    """Whether an event is the end of a migration, or of a pass over the guest's memory."""
-    return event["event"] == "MIGRATION_PASS" or event["data"]["status"] in _ENDED
+    """Whether an event ends a migration, or a pass over the guest's memory, or stops the guest."""
+    return event["event"] != "MIGRATION" or event["data"]["status"] in _ENDED
 
 
 async def _cancel(source: Monitor) -> str:

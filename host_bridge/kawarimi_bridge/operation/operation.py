@@ -20,7 +20,7 @@ from kawarimi_bridge.operation.freezer import Freezer
 from kawarimi_bridge.operation.plan import Job, Plan
 from kawarimi_bridge.operation.reprobe import await_device, reprobe
 from kawarimi_bridge.operation.retransmit import quick_retransmission
-from kawarimi_bridge.operation.sampler import sampled
+from kawarimi_bridge.operation.sampler import Sampler, sampled
 from kawarimi_wire.errors import Degraded, Interrupted, KawarimiError, NeedsCleanup, Slug
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskReleased, Released
 from kawarimi_wire.phases import Mode, Phase, Result, spec
@@ -98,16 +98,16 @@ class Operation:
         """
         agents, affected = self._plan.agents, self._plan.affected
         async with (
-            sampled(agents, affected, self._diary),
+            sampled(agents, affected, self._diary) as sampler,
             quick_retransmission(self._config, agents, affected),
         ):
             try:
-                return await self._there_and_on()
+                return await self._there_and_on(sampler)
             finally:
                 await self._freezer.thaw()
 
-    async def _there_and_on(self) -> OperationRecord:
-        self._way_there = asyncio.create_task(self._go())
+    async def _there_and_on(self, sampler: Sampler) -> OperationRecord:
+        self._way_there = asyncio.create_task(self._go(sampler))
         failure: KawarimiError | None = None
         try:
             await self._way_there
@@ -122,7 +122,7 @@ class Operation:
 
     # The way there: everything up to the point of no return.
 
-    async def _go(self) -> None:
+    async def _go(self, sampler: Sampler) -> None:
         for move in self._moving:
             self._undo.append(_Undo(Phase.PREPARE, move.guest, self._discard(move)))
         await all_of(self._start_destination(move) for move in self._moving)
@@ -130,7 +130,7 @@ class Operation:
         if self._options.mode is Mode.FROZEN and self._moving:
             await self._freezer.freeze(self._plan.jobs)
         await all_of(self._unplug(move) for move in self._moving)
-        await all_of(self._migrate(move) for move in self._moving)
+        await all_of(self._migrate(move, sampler) for move in self._moving)
 
     async def _start_destination(self, move: Move) -> None:
         with self._diary.phase(Phase.PREPARE, move.guest):
@@ -175,10 +175,12 @@ class Operation:
             done = await self._hypervisor.unplug(move.guest, deadline_s)
             facts["requests"] = done.requests
 
-    async def _migrate(self, move: Move) -> None:
+    async def _migrate(self, move: Move, sampler: Sampler) -> None:
         parameters = self._options.parameters.share(len(self._moving))
 
         def progress(seen: MigrationProgress) -> None:
+            if seen.paused:
+                sampler.pause(move.guest)
             self._diary.note(
                 phase=Phase.MIGRATE,
                 guest=move.guest,
@@ -188,13 +190,16 @@ class Operation:
             )
 
         with self._diary.phase(Phase.MIGRATE, move.guest) as facts:
-            result = await self._hypervisor.migrate(
-                move.guest,
-                move.destination,
-                parameters,
-                self._options.deadline(Phase.MIGRATE),
-                progress,
-            )
+            try:
+                result = await self._hypervisor.migrate(
+                    move.guest,
+                    move.destination,
+                    parameters,
+                    self._options.deadline(Phase.MIGRATE),
+                    progress,
+                )
+            finally:
+                sampler.resume(move.guest)
             self._diary.migrated(move.guest, result)
             facts.update(downtime_s=result.downtime_s, transferred=result.transferred)
 

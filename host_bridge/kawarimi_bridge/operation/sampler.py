@@ -12,28 +12,55 @@ from kawarimi_wire.messages import ANSWER_MARGIN_S, AskTraffic, Channel, Traffic
 
 SAMPLE_S = 0.25
 """Between two samples of a guest: short beside a migration, long beside what an answer costs."""
+ALONE_S = 1.0
+"""How long a guest that has stood still is left to its program: its caches are cold, and what waits
+for an answer of ours there does not compute. (Emulated, where the code has to be translated again,
+a sample then costs the program 0.15 s: benchmarks/qemu_alone.py.)"""
+
+
+class Sampler:
+    """Samples guests until it is told to pause; a guest that does not answer leaves a gap."""
+
+    def __init__(self, agents: Mapping[str, Channel], guests: Sequence[str], diary: Diary) -> None:
+        self._agents = agents
+        self._diary = diary
+        self._awake = {guest: asyncio.Event() for guest in guests}
+        self._waking: dict[str, asyncio.TimerHandle] = {}
+        for awake in self._awake.values():
+            awake.set()
+
+    async def run(self, guest: str) -> None:
+        """Sample a guest until this is cancelled."""
+        while True:
+            await self._awake[guest].wait()
+            with contextlib.suppress(KawarimiError):
+                traffic = await self._agents[guest].ask(AskTraffic(), Traffic, ANSWER_MARGIN_S)
+                self._diary.sample(guest, traffic.ethernet, traffic.fabric)
+            await asyncio.sleep(SAMPLE_S)
+
+    def pause(self, guest: str) -> None:
+        """Ask a guest that stands still nothing more. Idempotent, as is `resume`."""
+        self._awake[guest].clear()
+        if waking := self._waking.pop(guest, None):
+            waking.cancel()
+
+    def resume(self, guest: str) -> None:
+        """Ask a guest again, after it has had a while to itself."""
+        if not self._awake[guest].is_set() and guest not in self._waking:
+            loop = asyncio.get_running_loop()
+            self._waking[guest] = loop.call_later(ALONE_S, self._awake[guest].set)
 
 
 @contextlib.asynccontextmanager
 async def sampled(
     agents: Mapping[str, Channel], guests: Sequence[str], diary: Diary
-) -> AsyncIterator[None]:
-    """Sample the guests' traffic for as long as the context lasts.
-
-    A guest that does not answer, as one that stands still for a moment, leaves a gap.
-    """
-    tasks = [asyncio.create_task(_sample(agents[guest], guest, diary)) for guest in guests]
+) -> AsyncIterator[Sampler]:
+    """Sample the guests' traffic for as long as the context lasts."""
+    sampler = Sampler(agents, guests, diary)
+    tasks = [asyncio.create_task(sampler.run(guest)) for guest in guests]
     try:
-        yield
+        yield sampler
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _sample(agent: Channel, guest: str, diary: Diary) -> None:
-    while True:
-        with contextlib.suppress(KawarimiError):
-            traffic = await agent.ask(AskTraffic(), Traffic, ANSWER_MARGIN_S)
-            diary.sample(guest, traffic.ethernet, traffic.fabric)
-        await asyncio.sleep(SAMPLE_S)
