@@ -3,8 +3,9 @@
 Two guests go together to and fro between hosts with Ethernet only, under a verified ring at full
 load: by the operator's command, and by QEMU told to migrate both and nothing else, in turn. There
 is no fabric to switch, so that the migration is all there is to notice. Prints one JSON object:
-every stall (the ring's longest exchange) and downtime (QEMU's own account) in seconds, their spread,
-and the ratios of the medians. It judges nothing. Guests are emulated: compare within one run.
+every stall (the ring's longest exchange) and downtime (QEMU's own account) in seconds, their
+spread, and the ratios of the medians. It judges nothing. Guests are emulated: compare within one
+run.
 
     python benchmarks/qemu_alone.py [--rounds N] [--kind btl|ucp]
 """
@@ -57,16 +58,18 @@ async def measure(rounds: int, kind: str) -> tuple[dict[str, list[list[float]]],
     hosts = tuple(HostSpec(name, None) for name in HOSTS)
     topology = Topology(name="bench", hosts=hosts, agents=True)
     image = build_image(Progress())
-    with tempfile.TemporaryDirectory() as folder:
-        async with Testbed(topology, image, with_hca=False) as testbed:
-            async with running_ring(testbed, topology.guest_names, kind=kind) as job:
-                moves = 0
-                for number in range(rounds):
-                    for by in BY if number % 2 else reversed(BY):
-                        await asyncio.sleep(_BETWEEN_S)
-                        moves += 1
-                        host = HOSTS[moves % 2]
-                        found[by].append(await migrate(testbed, job, by, host, Path(folder)))
+    async with (
+        Testbed(topology, image, with_hca=False) as testbed,
+        running_ring(testbed, topology.guest_names, kind=kind) as job,
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            moves = 0
+            for number in range(rounds):
+                for by in BY if number % 2 else reversed(BY):
+                    await asyncio.sleep(_BETWEEN_S)
+                    moves += 1
+                    host = HOSTS[moves % 2]
+                    found[by].append(await migrate(testbed, job, by, host, Path(folder)))
     assert job.report is not None
     return found, job.report.errors
 

@@ -101,12 +101,14 @@ async def run_job(
     *,
     ranks_per_guest: int = 1,
     kind: str = "btl",
+    prefix: str = "",
     variables: Mapping[str, str] | None = None,
     deadline_s: float,
 ) -> Completed:
     """Run an MPI program over guests, switchable, to its end, as its user would from the first one.
 
     :param kind: of shim: `btl` or `ucp`.
+    :param prefix: where the guests have an Open MPI 5; empty for Debian's.
     :param variables: of the program's environment, in all ranks.
     :raise ExecutionFailed: `command-failed` unless it succeeds, `command-timeout` if it has not
         ended in time, and has been ended.
@@ -120,6 +122,13 @@ async def run_job(
         "OMPI_MCA_plm_rsh_agent": "kawarimi-rsh",
         "OMPI_MCA_mca_base_env_list": ";".join(f"{name}={value}" for name, value in given.items()),
     }
+    if prefix:
+        line[:1] = [f"{prefix}/bin/mpirun", "--prefix", prefix]
+        launcher |= {
+            "PRTE_MCA_plm_ssh_agent": "kawarimi-rsh",
+            "PRTE_MCA_prte_if_include": ETHERNET,
+            "LD_LIBRARY_PATH": f"{prefix}/lib",
+        }
     return await testbed.guest(guests[0]).run(
         [*wrapper, *line], env=launcher, deadline_s=deadline_s
     )
@@ -134,12 +143,14 @@ async def running_ring(
     seconds: int = 1800,
     pause_s: float = 0.0,
     kind: str = "btl",
+    prefix: str = "",
 ) -> AsyncIterator[RingJob]:
     """Run the ring over guests, switchable, for as long as the context lasts, then let it end.
 
     :param seconds: how long it runs at most.
     :param pause_s: how long every rank lets go of its processor between two exchanges.
     :param kind: of shim: `btl` or `ucp`.
+    :param prefix: where the guests have an Open MPI 5; empty for Debian's.
     :raise ExecutionFailed: `command-timeout` if it does not start, `command-failed` if it ends by
         itself or does not say at its end that every byte was right.
     """
@@ -152,6 +163,7 @@ async def running_ring(
             ["ring", str(seconds), str(_BLOCK), marker, f"{pause_s * 1e6:.0f}"],
             ranks_per_guest=ranks_per_guest,
             kind=kind,
+            prefix=prefix,
             deadline_s=seconds + _END_DEADLINE_S,
         )
     )

@@ -28,7 +28,9 @@ _DEADLINE_S = 60.0
 _OUR_PACKAGES = (kawarimi_agent, kawarimi_bridge, kawarimi_ompi, kawarimi_wire)
 _DISTRIBUTIONS = ("click", "msgspec")
 """What our packages need in a guest and Debian does not have, or not as new."""
-COMPONENT_FOLDER = "/opt/kawarimi/ompi"
+FOLDER = "/opt/kawarimi"
+"""Where it is mounted."""
+COMPONENT_FOLDER = f"{FOLDER}/ompi"
 """Where the guests find the rank shim's native parts, of both kinds."""
 
 
@@ -44,7 +46,8 @@ def write_payload(
 
     :param work: an empty folder for its tree; it is left there.
     :param keys: the folder for the harness's side of the agents' keys, if there are agents.
-    :param programs: more MPI programs (`*.c`, compiled with mpicc) and files (copied) for `bin/`.
+    :param programs: more MPI programs (`*.c`, compiled with mpicc) and files (copied) for `bin/`,
+        and folders, which go beside it.
     :raise ExecutionFailed: `command-failed` if a program does not compile.
     """
     tools = Programs(log)
@@ -62,6 +65,8 @@ def write_payload(
             argv = ["mpicc", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-std=gnu11"]
             output = binaries / program.stem
             tools.run([*argv, "-o", output, program, "-lm"], deadline_s=_DEADLINE_S)
+        elif program.is_dir():
+            shutil.copytree(program, work / program.name, symlinks=True)
         else:
             shutil.copy2(program, binaries / program.name)
     _copy_python(work / "lib")

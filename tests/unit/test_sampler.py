@@ -1,4 +1,4 @@
-"""Samples of the guests' traffic: a guest that stands still, or has just begun to run, is let be."""
+"""Samples of traffic: a guest that stands still, or has just begun to run, is let be."""
 
 from __future__ import annotations
 
