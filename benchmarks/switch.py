@@ -1,4 +1,4 @@
-"""How long a switch takes, step by step, against the number of ranks and the size of messages.
+"""How long a switch takes, step by step, against ranks, sizes of messages, and unexpected bytes.
 
 Runs jobs that communicate without a break, leads each to and fro between two BTLs, or two of UCX's
 transports, on this machine, and prints one JSON object: per number of ranks, message size and
@@ -7,8 +7,12 @@ drain time), of the longest time that a rank's own thread spent in it, and of th
 rank: the time in which it could do nothing else. With more ranks than processors, the ranks wait
 for each other's turns; the time in the rank's thread then includes time in which it did not run.
 
-usage: switch.py [--ranks 2,4,8,16] [--sizes 8,65536,1048576] [--cycles N] [--fabric BTL]
-                 [--fallback BTL] [--interface NAME] [--kind btl|ucp]
+Unexpected bytes have been sent to every rank, in messages of 4 KiB, and nobody receives them before
+the end: with the kind ucp, the first switch has to pull them out of UCX (`first_ms`); later ones
+find them kept.
+
+usage: switch.py [--ranks 2,4,8,16] [--sizes 8,65536,1048576] [--unexpected 0] [--cycles N]
+                 [--fabric BTL] [--fallback BTL] [--interface NAME] [--kind btl|ucp]
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import argparse
 import asyncio
 import json
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -38,11 +43,12 @@ async def series(
     binary: Path,
     ranks: int,
     size: int,
+    unexpected: int,
     options: argparse.Namespace,
 ) -> list[SwitchReport]:
     """Run one job, and switch it to and fro."""
-    stop = server.path.with_name(f"stop-{ranks}-{size}")
-    command = ["mpirun", "-n", str(ranks), str(binary), str(stop), str(size)]
+    stop = server.path.with_name(f"stop-{ranks}-{size}-{unexpected}")
+    command = ["mpirun", "-n", str(ranks), str(binary), str(stop), str(size), str(unexpected)]
     sides = (options.fabric, options.fallback)
     more = {"OMPI_MCA_mpi_yield_when_idle": "1"}
     if options.kind == "ucp":
@@ -71,6 +77,7 @@ async def series(
 def summary(reports: list[SwitchReport]) -> dict[str, object]:
     """Spreads over the switches in one direction; milliseconds."""
     return {
+        "first_ms": {step.name: step.duration_s * 1e3 for step in reports[0].steps},
         "duration_ms": spread([report.duration_s * 1e3 for report in reports]),
         "longest_gap_ms": spread(
             [max(rank.longest_gap_s for rank in report.ranks) * 1e3 for report in reports]
@@ -85,6 +92,11 @@ def summary(reports: list[SwitchReport]) -> dict[str, object]:
     }
 
 
+def numbers(text: str) -> list[int]:
+    """Read a list from the command line."""
+    return [int(word) for word in text.split(",")]
+
+
 async def measure(options: argparse.Namespace) -> dict[str, object]:
     """Run every series."""
     open_mpi = find_open_mpi()
@@ -93,16 +105,15 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
         binary = compiled(open_mpi, "exchange", Path(directory))
         server = RankServer(Path(directory) / "ranks.sock")
         await server.start()
-        for ranks in map(int, options.ranks.split(",")):
-            for size in map(int, options.sizes.split(",")):
-                reports = await series(server, open_mpi, binary, ranks, size, options)
-                report[f"{ranks} ranks, {size} bytes"] = {
-                    to: {
-                        "summary": summary([r for r in reports if r.to == to]),
-                        "switches": msgspec.to_builtins([r for r in reports if r.to == to]),
-                    }
-                    for to in (options.fallback, options.fabric)
+        for case in product(*map(numbers, (options.ranks, options.sizes, options.unexpected))):
+            reports = await series(server, open_mpi, binary, *case, options)
+            report["{} ranks, {} bytes, {} unexpected".format(*case)] = {
+                to: {
+                    "summary": summary([r for r in reports if r.to == to]),
+                    "switches": msgspec.to_builtins([r for r in reports if r.to == to]),
                 }
+                for to in (options.fallback, options.fabric)
+            }
         await server.stop()
     return report
 
@@ -112,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--ranks", default="2,4,8,16")
     parser.add_argument("--sizes", default="8,65536,1048576", help="in bytes")
+    parser.add_argument("--unexpected", default="0", help="in bytes, of each rank")
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--fabric", default="tcp")
     parser.add_argument("--fallback", help="vader, or sm for the kind ucp")
