@@ -14,7 +14,7 @@ from kawarimi_ompi.launcher import Choice, environment, parameters
 from kawarimi_ompi.ucp import UcpChoice, launch
 
 _COMPILE_DEADLINE_S = 120
-_PROGRAMS = Path(__file__).parent / "programs"
+PROGRAMS = Path(__file__).parent / "programs"
 
 
 def compiled(open_mpi: OpenMpi, program: str, directory: Path) -> Path:
@@ -22,7 +22,7 @@ def compiled(open_mpi: OpenMpi, program: str, directory: Path) -> Path:
     assert open_mpi.mpicc is not None
     binary = directory / program
     subprocess.run(
-        [open_mpi.mpicc, "-O2", "-o", binary, _PROGRAMS / f"{program}.c"],
+        [open_mpi.mpicc, "-O2", "-o", binary, PROGRAMS / f"{program}.c"],
         check=True,
         timeout=_COMPILE_DEADLINE_S,
     )

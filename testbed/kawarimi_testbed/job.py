@@ -107,7 +107,7 @@ async def run_job(
 ) -> Completed:
     """Run an MPI program over guests, switchable, to its end, as its user would from the first one.
 
-    :param kind: of shim: `btl` or `ucp`.
+    :param kind: of shim: `btl` or `ucp`; empty for none: such a job is not switchable.
     :param prefix: where the guests have an Open MPI 5; empty for Debian's.
     :param variables: of the program's environment, in all ranks.
     :raise ExecutionFailed: `command-failed` unless it succeeds, `command-timeout` if it has not
@@ -115,6 +115,8 @@ async def run_job(
     """
     wrapper = ["kawarimi", "run", "--kind", kind, "--include", ETHERNET]
     wrapper += ["--component", COMPONENT_FOLDER, "--"]
+    if not kind:
+        wrapper = []
     line = mpirun_line(testbed.topology, guests, command, ranks_per_guest=ranks_per_guest)
     # The one that is there with any address; UCX looks for others first.
     given = {"UCX_IB_GID_INDEX": "0", **(variables or {})}
