@@ -22,31 +22,42 @@ pytestmark = [pytest.mark.root, pytest.mark.netns]
 Program = Callable[[str], Path]
 
 
-async def test_rank_that_does_not_come_is_left_alone(launcher: Launcher, program: Program) -> None:
-    """The deadline holds, nothing has changed, and once the rank is back a switch succeeds."""
+KINDS = pytest.mark.parametrize(("kind", "fallback"), [("btl", "vader"), ("ucp", "sm")])
+
+
+@KINDS
+async def test_rank_that_does_not_come_is_left_alone(
+    launcher: Launcher, program: Program, kind: str, fallback: str
+) -> None:
+    """The deadline holds, the others are let go, and once the rank is back a switch succeeds."""
     stop = launcher.directory / "stop"
-    async with launcher.start(program("steady"), stop, "compute", 8, ranks=2) as job:
+    async with launcher.start(program("steady"), stop, "compute", 8, ranks=2, kind=kind) as job:
         await job.printed("COMPUTING")
         clock = asyncio.get_running_loop().time
         began = clock()
         with pytest.raises(ExecutionFailed) as caught:
-            await job.switch("vader", deadline_s=0.5)
+            await job.switch(fallback, deadline_s=0.5)
         assert clock() - began < 7
         assert caught.value.slug is Slug.RANK_NOT_REACHED
         assert caught.value.facts["ranks"] == ["rank 0"]
-        await job.switch("tcp", deadline_s=20)
+        await job.switch(fallback, deadline_s=20)
+        assert job.states() == {State.DETACHED}
+        await job.switch("tcp")
         assert job.states() == {State.ATTACHED}
-        await job.switch("vader")
         stop.touch()
         assert "OK" in await job.succeed()
 
 
-async def test_rank_that_computes_can_be_poked(launcher: Launcher, program: Program) -> None:
+@KINDS
+async def test_rank_that_computes_can_be_poked(
+    launcher: Launcher, program: Program, kind: str, fallback: str
+) -> None:
     stop = launcher.directory / "stop"
-    async with launcher.start(program("steady"), stop, "compute", 6, ranks=2) as job:
+    async with launcher.start(program("steady"), stop, "compute", 6, ranks=2, kind=kind) as job:
         await job.printed("COMPUTING")
-        for to in ("tcp", "vader", "tcp", "vader"):
-            report = await job.switch(to, deadline_s=3, poke=True)
+        await job.switch("tcp", deadline_s=4, poke=True)
+        for to in (fallback, "tcp", fallback):
+            report = await job.switch(to, deadline_s=4, poke=True)
             assert report.changed
         stop.touch()
         assert "OK" in await job.succeed()
@@ -78,16 +89,19 @@ async def test_rank_killed_in_mid_phase(launcher: Launcher, program: Program, af
         assert await job.exit_code() != 0
 
 
-async def test_finalize_during_a_switch(launcher: Launcher, program: Program) -> None:
-    """A job may end at any moment of a switch; the switch then fails, the job does not."""
-    for number in range(6):
+@KINDS
+async def test_finalize_during_a_switch(
+    launcher: Launcher, program: Program, kind: str, fallback: str
+) -> None:
+    """A job may end at any moment of a switch; the switch may fail then, the job does not."""
+    for number in range(7):
         stop = launcher.directory / f"stop{number}"
-        async with launcher.start(program("steady"), stop, ranks=2) as job:
+        async with launcher.start(program("steady"), stop, ranks=2, kind=kind) as job:
             await attached(job)
             stop.touch()
             await asyncio.sleep(number * 0.002)  # a moment further on in each turn
             with contextlib.suppress(KawarimiError, IndexError):  # the ranks have left
-                await job.switch("vader", deadline_s=5)
+                await job.switch(fallback, deadline_s=5)
             assert "OK" in await job.succeed()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -19,7 +17,6 @@ from kawarimi_agent.coordinator import Switch
 from kawarimi_ompi.protocol import State, Step
 from kawarimi_wire.errors import (
     ExecutionFailed,
-    KawarimiError,
     NeedsCleanup,
     PreflightRefused,
     Scope,
@@ -73,36 +70,6 @@ async def test_given_up_before_the_commit(launcher: Launcher, program: Program) 
         assert "OK" in await job.succeed()
 
 
-async def test_rank_that_does_not_come_is_left_alone(launcher: Launcher, program: Program) -> None:
-    """The deadline holds, the others are let go, and once the rank is back a switch succeeds."""
-    stop = launcher.directory / "stop"
-    async with launcher.start(program("steady"), stop, "compute", 8, ranks=2, kind="ucp") as job:
-        await job.printed("COMPUTING")
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        with pytest.raises(ExecutionFailed) as caught:
-            await job.switch("sm", deadline_s=0.5)
-        assert clock() - began < 7
-        assert caught.value.slug is Slug.RANK_NOT_REACHED
-        assert caught.value.facts["ranks"] == ["rank 0"]
-        await job.switch("sm", deadline_s=20)
-        assert job.states() == {State.DETACHED}
-        await job.switch("tcp")
-        stop.touch()
-        assert "OK" in await job.succeed()
-
-
-async def test_rank_that_computes_can_be_poked(launcher: Launcher, program: Program) -> None:
-    stop = launcher.directory / "stop"
-    async with launcher.start(program("steady"), stop, "compute", 6, ranks=2, kind="ucp") as job:
-        await job.printed("COMPUTING")
-        for to in ("sm", "tcp", "sm"):
-            report = await job.switch(to, deadline_s=4, poke=True)
-            assert report.changed
-        stop.touch()
-        assert "OK" in await job.succeed()
-
-
 @pytest.mark.parametrize("last", ["init", "modex", "drain", "disconnect", "restore", "enable"])
 async def test_rank_killed_in_mid_switch(launcher: Launcher, program: Program, last: str) -> None:
     stop = launcher.directory / "stop"
@@ -114,18 +81,6 @@ async def test_rank_killed_in_mid_switch(launcher: Launcher, program: Program, l
             await Switch("test", ranks, "sm", deadline_s=10).run()
         assert caught.value.slug in (Slug.RANK_GONE, Slug.SWITCH_UNFINISHED)
         assert await job.exit_code() != 0
-
-
-async def test_finalize_during_a_switch(launcher: Launcher, program: Program) -> None:
-    """A job may end at any moment of a switch; the switch may fail then, the job does not."""
-    for number in range(8):
-        stop = launcher.directory / f"stop{number}"
-        async with launcher.start(program("steady"), stop, ranks=2, kind="ucp") as job:
-            stop.touch()
-            await asyncio.sleep(number * 0.002)  # a moment further on in each turn
-            with contextlib.suppress(KawarimiError, IndexError):  # the ranks have left
-                await job.switch("sm", deadline_s=5)
-            assert "OK" in await job.succeed()
 
 
 async def test_more_than_may_be_kept(launcher: Launcher, program: Program) -> None:
