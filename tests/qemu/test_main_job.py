@@ -15,6 +15,7 @@ import pytest
 
 from cluster import Operator, assert_fabric, phase_of, verbs_traffic
 from kawarimi_agent.jobs import JobSummary
+from kawarimi_bridge.operations import OperationFolder
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.job import RingJob, running_ring
 from kawarimi_testbed.testbed import Testbed
@@ -119,6 +120,9 @@ async def test_interrupted_before_the_point_of_no_return(testbed, operator, job,
     code, result, said = await interrupt(operator, "hostc", phase)
     assert (code, result) == (ExitCode.INTERRUPTED, "rolled-back"), said
     assert "rolling back" in said
+    journal = OperationFolder(operator.state / "operations" / operator.operations()[-1]).entries()
+    proven = "the fabric is proven again" in [entry.what for entry in journal]
+    assert proven == (phase in (Phase.UNPLUG, Phase.MIGRATE))
     await assert_fabric(testbed, operator.guests, "hosta")
 
 

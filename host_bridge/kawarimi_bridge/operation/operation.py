@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
 
 from kawarimi_bridge.config import Config
 from kawarimi_bridge.hypervisor import Hypervisor
@@ -18,11 +17,11 @@ from kawarimi_bridge.operation.diary import Diary
 from kawarimi_bridge.operation.fabric import all_of, leave_fabric, take_fabric
 from kawarimi_bridge.operation.freezer import Freezer
 from kawarimi_bridge.operation.plan import Job, Plan
-from kawarimi_bridge.operation.reprobe import await_device, reprobe
+from kawarimi_bridge.operation.reprobe import await_device, exchange, pairs_of, reprobe
 from kawarimi_bridge.operation.retransmit import quick_retransmission
 from kawarimi_bridge.operation.sampler import Sampler, sampled
 from kawarimi_wire.errors import Degraded, Interrupted, KawarimiError, NeedsCleanup, Slug
-from kawarimi_wire.messages import ANSWER_MARGIN_S, AskReleased, Released
+from kawarimi_wire.messages import ANSWER_MARGIN_S, AskReleased, Released, VerbsDevice
 from kawarimi_wire.phases import Mode, Phase, Result, spec
 from kawarimi_wire.record import Move, OperationRecord
 
@@ -219,16 +218,31 @@ class Operation:
         async def undo() -> None:
             await self._hypervisor.unplug(move.guest, _UNDO_UNPLUG_S)
             await self._hypervisor.plug(move.guest, self._options.deadline(Phase.PLUG))
-            agent = self._plan.agents[move.guest]
-            deadline_s = self._options.deadline(Phase.REPROBE)
-            await await_device(self._config, agent, move.guest, move.source, deadline_s)
+            await self._device(move.guest, move.source)
 
         return undo
 
+    async def _device(self, guest: str, host: str) -> VerbsDevice:
+        """Wait until the HCA that a guest has on a host is usable."""
+        deadline_s = self._options.deadline(Phase.REPROBE)
+        return await await_device(self._config, self._plan.agents[guest], guest, host, deadline_s)
+
     def _take_back(self, jobs: list[Job]) -> Callable[[], Awaitable[None]]:
+        async def undo() -> None:
+            if any(begun.phase is Phase.UNPLUG for begun in self._undo):
+                # No fabric is taken that was not proven since its HCA was plugged.
+                hosts = await self._current_hosts()
+                guests = sorted({guest for job in jobs for guest in job.guests})
+                devices = {guest: await self._device(guest, hosts[guest]) for guest in guests}
+                await exchange(self._plan.agents, devices, pairs_of(jobs))
+                self._diary.note("the fabric is proven again", guests=guests)
+            await self._take(jobs)
+
+        return undo
+
+    async def _take(self, jobs: list[Job]) -> None:
         deadline_s = self._options.deadline(Phase.RESELECT)
-        poke = self._options.poke
-        return lambda: take_fabric(jobs, self._diary, deadline_s=deadline_s, poke=poke)
+        await take_fabric(jobs, self._diary, deadline_s=deadline_s, poke=self._options.poke)
 
     async def _back(self, cause: KawarimiError) -> OperationRecord:
         """Undo what was done, the last first, and collect what cannot be undone."""
@@ -326,23 +340,17 @@ class Operation:
             for move in self._plan.moves
             if self._config.hca(move.guest, hosts[move.guest])
         } | {guest for job in taking for guest in job.guests}
-        pairs = {pair for job in taking for pair in combinations(sorted(job.guests), 2)}
         await reprobe(
             self._config,
             self._plan.agents,
             {guest: hosts[guest] for guest in sorted(proving)},
-            sorted(pairs),
+            pairs_of(taking),
             self._diary,
             deadline_s=self._options.deadline(Phase.REPROBE),
         )
         if taking:
             with self._diary.phase(Phase.RESELECT):
-                await take_fabric(
-                    taking,
-                    self._diary,
-                    deadline_s=self._options.deadline(Phase.RESELECT),
-                    poke=self._options.poke,
-                )
+                await self._take(taking)
         self._skip_rest(Phase.REPROBE, "its host has no HCA for it")
         self._skip_rest(Phase.RESELECT, "no job has all of its guests on one fabric")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from types import NoneType
 
 from kawarimi_bridge.config import Config
 from kawarimi_bridge.operation.diary import Diary
 from kawarimi_bridge.operation.fabric import all_of
+from kawarimi_bridge.operation.plan import Job
 from kawarimi_wire.messages import (
     ANSWER_MARGIN_S,
     AskDevice,
@@ -67,8 +69,26 @@ async def reprobe(
     with contextlib.ExitStack() as going_on:
         for guest in sorted({guest for pair in pairs for guest in pair}):
             going_on.enter_context(diary.phase(Phase.REPROBE, guest))
-        for together in rounds(pairs):
-            await all_of(_exchange(agents, devices, pair) for pair in together)
+        await exchange(agents, devices, pairs)
+
+
+async def exchange(
+    agents: Mapping[str, Channel],
+    devices: Mapping[str, VerbsDevice],
+    pairs: Sequence[tuple[str, str]],
+) -> None:
+    """See a verbs message cross between guests, both ways, pair by pair.
+
+    :param devices: the guests' HCAs, which are usable.
+    :raise ExecutionFailed: `fabric-unreachable`; nothing is left of the probes.
+    """
+    for together in rounds(pairs):
+        await all_of(_exchange(agents, devices, pair) for pair in together)
+
+
+def pairs_of(jobs: Iterable[Job]) -> list[tuple[str, str]]:
+    """Pair all guests that have ranks of the same job."""
+    return sorted({pair for job in jobs for pair in combinations(sorted(job.guests), 2)})
 
 
 def rounds(pairs: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
