@@ -59,15 +59,19 @@ def ucp_variables(
     return result
 
 
-def provenance(open_mpi: OpenMpi, options: Namespace) -> dict[str, object]:
-    """Say what a series was measured with."""
+def machine(options: Namespace) -> dict[str, object]:
+    """Say where a series was measured, and how."""
     return {
-        "open_mpi": open_mpi.version,
         "kernel": platform.release(),
         "processors": os.cpu_count(),
         "load": os.getloadavg(),
         "options": vars(options),
     }
+
+
+def provenance(open_mpi: OpenMpi, options: Namespace) -> dict[str, object]:
+    """Say what a series was measured with."""
+    return {"open_mpi": open_mpi.version, **machine(options)}
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs import spread
+from jobs import machine, spread
 from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.demo import DemoOperation, move
 from kawarimi_testbed.image.build import build_image
@@ -88,12 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     series, errors = asyncio.run(measure(options.rounds, options.ranks_per_guest, options.kind))
     result = {
-        "provenance": {
-            "kernel": platform.release(),
-            "processors": os.cpu_count(),
-            "load": os.getloadavg(),
-            "options": vars(options),
-        },
+        "provenance": machine(options),
         "data_errors": errors,
         "ratio": ratios(series),
         "spread": {name: spread(values) for name, values in series.items() if len(values) > 1},

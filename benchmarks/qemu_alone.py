@@ -15,13 +15,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import tempfile
 from pathlib import Path
 
-from jobs import spread
+from jobs import machine, spread
 from kawarimi_bridge.cli.output import Progress
 from kawarimi_testbed.demo import move
 from kawarimi_testbed.image.build import build_image
@@ -88,12 +86,7 @@ def main() -> None:
     }
     median = {name: statistics.median(values) for name, values in series.items()}
     result = {
-        "provenance": {
-            "kernel": platform.release(),
-            "processors": os.cpu_count(),
-            "load": os.getloadavg(),
-            "options": vars(options),
-        },
+        "provenance": machine(options),
         "data_errors": errors,
         "ratio": {
             "stall, kawarimi by qemu": median["kawarimi stall"] / median["qemu stall"],

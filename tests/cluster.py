@@ -28,6 +28,7 @@ _ENTRY_DEADLINE_S = 60.0
 _END_DEADLINE_S = 120.0
 _SWITCH_DEADLINE_S = 30.0
 
+SKIPPED_WITHOUT_FABRIC = (Phase.PLUG, Phase.REPROBE, Phase.RESELECT)
 RETURNED = {
     ExitCode.COMPLETED: "completed",
     ExitCode.DEGRADED: "degraded",
@@ -180,6 +181,19 @@ async def assert_fabric(testbed: Testbed, names: Sequence[str], host: str) -> No
             assert traffic, f"{name} sends nothing over its HCA"
             shown = (await guest.run("cat /sys/class/net/*/address")).stdout.split()
             assert testbed.topology.hca_mac(host, name) in shown
+
+
+async def assert_arrived(
+    testbed: Testbed, names: Sequence[str], record: OperationRecord, host: str
+) -> None:
+    """See guests that were moved on a host, every phase as it has to end there."""
+    await assert_fabric(testbed, names, host)
+    fabric = testbed.topology.host(host).fabric
+    for ended in states(record):
+        skipped = {phase for phase, state in ended.items() if state is PhaseState.SKIPPED}
+        assert skipped >= set(() if fabric else SKIPPED_WITHOUT_FABRIC)
+        assert ended[Phase.MIGRATE] is PhaseState.DONE
+        assert (ended[Phase.RESELECT] is PhaseState.DONE) == bool(fabric)
 
 
 async def switch(testbed: Testbed, to: str) -> SwitchReport:

