@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import PROGRAMS, Launcher, Site
+from harness import PROGRAMS, Launcher, Site, run
 
 from kawarimi_ompi.build import OpenMpi, build, build_ucp, find_open_mpi
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 @pytest.fixture(scope="session")

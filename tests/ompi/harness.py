@@ -28,6 +28,11 @@ SWITCH_DEADLINE_S = 30.0
 EXIT_DEADLINE_S = 60.0
 
 
+def run(*command: str) -> None:
+    """Run a command that has to succeed."""
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
 class Site(NamedTuple):
     """What every job of a test run shares."""
 

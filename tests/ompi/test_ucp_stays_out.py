@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Launcher
+from harness import PROGRAMS, Launcher, run
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 Program = Callable[[str], Path]
-PROGRAMS = Path(__file__).parent / "programs"
 
 
 def other_ucx(directory: Path, what: str) -> Path:
@@ -20,8 +18,7 @@ def other_ucx(directory: Path, what: str) -> Path:
     flags = ("-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-D{what}")
     # Linked to the one behind it, although nothing of that is needed by name.
     linked = ("-Wl,--no-as-needed", "-lucp")
-    command = ["cc", *flags, "-o", library, PROGRAMS / "other_ucp.c", *linked]
-    subprocess.run(command, check=True, timeout=60)
+    run("cc", *flags, "-o", str(library), str(PROGRAMS / "other_ucp.c"), *linked)
     return library
 
 
