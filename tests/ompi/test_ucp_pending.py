@@ -107,10 +107,13 @@ async def growth_kb(launcher: Launcher, program: Program, switches: int) -> int:
 
 
 SWITCHES = int(os.environ.get("KAWARIMI_SWITCHES", "200"))
+MOST_KB = 512
+"""A rank that leaks nothing was seen to grow or shrink by up to 256 kB between two moments, however
+many switches lay between; what the control leaks in 200 of them is 2 MB."""
 
 
 async def test_memory_does_not_grow(launcher: Launcher, program: Program) -> None:
-    assert await growth_kb(launcher, program, SWITCHES) < 128
+    assert await growth_kb(launcher, program, SWITCHES) < MOST_KB
 
 
 async def test_without_dropping_what_ucx_forgets_memory_grows(
