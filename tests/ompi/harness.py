@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import time
@@ -196,12 +197,14 @@ def is_mapped(pid: int, part: str) -> bool:
     return part in Path(f"/proc/{pid}/maps").read_text()
 
 
-def resident_kb(pid: int) -> int:
-    """How much memory a process has resident, in KiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    raise AssertionError("no VmRSS")
+def anonymous_kb(pid: int) -> int:
+    """Memory of its own that a process has, wherever that is.
+
+    Not all that is resident: pages of libraries come and go as the machine needs its memory.
+    """
+    text = Path(f"/proc/{pid}/status").read_text()
+    sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
+    return int(sizes["RssAnon"]) + int(sizes["VmSwap"])
 
 
 async def attached(job: Job) -> Job:

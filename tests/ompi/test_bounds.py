@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Job, Launcher, descriptors, is_mapped, resident_kb, threads
+from harness import Job, Launcher, anonymous_kb, descriptors, is_mapped, threads
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
@@ -47,11 +47,11 @@ async def test_many_cycles_are_bounded(launcher: Launcher, program: Program) -> 
             await job.switch("tcp")
             await job.switch("vader")
         pids = [rank.hello.pid for rank in job.ranks]
-        held, memory = holdings(job), [resident_kb(pid) for pid in pids]
+        held, memory = holdings(job), [anonymous_kb(pid) for pid in pids]
         for _ in range(CYCLES - WARM_UP):
             await job.switch("tcp")
             await job.switch("vader")
-        grown = [resident_kb(pid) - before for pid, before in zip(pids, memory, strict=True)]
+        grown = [anonymous_kb(pid) - before for pid, before in zip(pids, memory, strict=True)]
         assert holdings(job) == held
         assert max(grown) < GROWTH_KB, grown
         print(f"growth in {CYCLES - WARM_UP} cycles: {grown} KiB")
