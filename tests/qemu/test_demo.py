@@ -30,7 +30,7 @@ async def test_the_demonstration(image, tmp_path: Path, figure) -> None:
     finally:
         if process.returncode is None:
             process.terminate()  # it takes its testbed down
-            await process.wait()
+            await asyncio.wait_for(process.wait(), 60)
     assert process.returncode == ExitCode.COMPLETED, err.decode()
     demo = json.loads(out)
     assert demo["program"]["data_errors"] == 0
