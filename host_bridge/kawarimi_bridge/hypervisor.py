@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from kawarimi_bridge.hca import Unplugged
@@ -19,8 +19,8 @@ class Hypervisor(Protocol):
     async def attached(self, guest: str) -> str | None:
         """Return the id of the HCA that a guest holds now; None without one."""
 
-    async def check_destination(self, guest: str, host: str) -> None:
-        """Refuse a destination that cannot take the guest: memory, a leftover, no answer."""
+    async def check_destination(self, guests: Sequence[str], host: str) -> None:
+        """Refuse a destination that cannot take these guests: memory, a leftover, no answer."""
 
     async def start_destination(self, guest: str, host: str) -> None:
         """Make a place for the guest on a host, which waits for it."""

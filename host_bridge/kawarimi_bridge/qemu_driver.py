@@ -12,6 +12,7 @@ from kawarimi_bridge.config import Config
 from kawarimi_bridge.migration import MigrationProgress, MigrationResult
 from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.qmp import Monitor
+from kawarimi_bridge.together import all_of
 from kawarimi_wire.errors import (
     ExecutionFailed,
     KawarimiError,
@@ -94,30 +95,15 @@ class QemuDriver:
                 return inside
         return None
 
-    async def check_destination(self, guest: str, host: str) -> None:
-        """Refuse a destination that cannot take the guest; nothing is touched.
+    async def check_destination(self, guests: Sequence[str], host: str) -> None:
+        """Refuse a destination that cannot take the guests that come to it; nothing is touched.
 
         :raise PreflightRefused: `destination-too-small`; `hca-unusable` or `hca-slot-missing` for
-            the HCA that the guest gets there; `migration-busy` where a QEMU of the guest is there
+            the HCA that a guest gets there; `migration-busy` where a QEMU of a guest is there
             already, or the guest is being migrated by somebody else.
         """
-        source = await self._running(guest)
-        left = await self.status(guest, host)
-        if left is not None:
-            raise PreflightRefused(
-                Slug.MIGRATION_BUSY,
-                f"{host} has a QEMU of {guest} already, which is {left}.",
-                untouched="the guest runs on",
-                hint="'kawarimi cleanup' ends what an operation has left",
-                scope=Scope.GUEST,
-            )
-        await migration.refuse_busy(source)
-        spec = self._config.hca(guest, host)
-        if spec is not None:
-            await hca.refuse_unusable(source, spec.hca())
-            await self._refuse_unbound(host, spec.hca())
-        summary = await source.execute("query-memory-size-summary")
-        needed = int(summary["base-memory"]) + int(summary.get("plugged-memory", 0))
+        await all_of(self._check_place(guest, host) for guest in guests)
+        needed = sum(await all_of(self._memory(guest) for guest in guests))
         meminfo = await self._command(host, ["cat", "/proc/meminfo"], _COMMAND_DEADLINE_S)
         free = next(
             int(line.split()[1]) * 1024
@@ -127,9 +113,10 @@ class QemuDriver:
         if free < needed:
             raise PreflightRefused(
                 Slug.DESTINATION_TOO_SMALL,
-                f"{guest} has {needed >> 20} MiB of memory, and {host} has {free >> 20} MiB free.",
-                untouched="the guest runs on",
-                hint="choose another host",
+                f"{host} has {free >> 20} MiB of memory free, and {' and '.join(guests)} "
+                f"{'have' if guests[1:] else 'has'} {needed >> 20} MiB.",
+                untouched="every guest runs on",
+                hint="choose another host" + (", or fewer guests for it" if guests[1:] else ""),
                 scope=Scope.HOST,
             )
 
@@ -251,6 +238,30 @@ class QemuDriver:
         )
         self._monitors[guest, host] = monitor
         return monitor
+
+    async def _check_place(self, guest: str, host: str) -> None:
+        """See that nothing is in the guest's way on a host, and that its HCA can be had there."""
+        source = await self._running(guest)
+        left = await self.status(guest, host)
+        if left is not None:
+            raise PreflightRefused(
+                Slug.MIGRATION_BUSY,
+                f"{host} has a QEMU of {guest} already, which is {left}.",
+                untouched="the guest runs on",
+                hint="'kawarimi cleanup' ends what an operation has left",
+                scope=Scope.GUEST,
+            )
+        await migration.refuse_busy(source)
+        spec = self._config.hca(guest, host)
+        if spec is not None:
+            await hca.refuse_unusable(source, spec.hca())
+            await self._refuse_unbound(host, spec.hca())
+
+    async def _memory(self, guest: str) -> int:
+        """Return the size of a guest's memory in bytes."""
+        monitor = await self._running(guest)
+        summary = await monitor.execute("query-memory-size-summary")
+        return int(summary["base-memory"]) + int(summary.get("plugged-memory", 0))
 
     async def _wait_monitor(self, guest: str, host: str) -> Monitor:
         """Connect to a QEMU that has just been started, and may not listen yet."""

@@ -12,6 +12,7 @@ import pytest
 from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_testbed.agents import endpoint
 from kawarimi_testbed.guest import Guest
+from kawarimi_testbed.qemu import memory_kib
 from kawarimi_testbed.testbed import Testbed
 from kawarimi_wire.errors import ExitCode
 from kawarimi_wire.keys import PUBLIC, SECRET, generate, load_public
@@ -116,16 +117,29 @@ async def test_an_agent_of_another_version(testbed, operator, tmp_path):
         await operator.refused(REFUSED, "agent-version", *MOVE, "--config", str(config))
 
 
-async def test_a_destination_without_memory(operator, tmp_path):
+async def test_a_destination_without_memory(testbed, operator, tmp_path):
     """A host whose /proc/meminfo says so: another file is mounted over it, as lxcfs does."""
     meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 600000 kB\nMemFree: 1000 kB\nMemAvailable: 100000 kB\n")
     script = f'mount --bind {meminfo} /proc/meminfo && exec "$@"'
     run = json.dumps(["unshare", "--mount", "sh", "-c", script, "sh"])
     old = "[hosts.hostb]\n"
     config = operator.variant(tmp_path / "config.toml", old, f"{old}run = {run}\n")
-    error = await operator.refused(REFUSED, "destination-too-small", *MOVE, "--config", str(config))
-    assert "97 MiB free" in error["what"]
+
+    move = ("vm1", "vm2", "--to", "hostb", "--config", str(config))
+    one = memory_kib(testbed.topology.guest_memory_mib)
+
+    async def refused(free_kib: int) -> str:
+        leave(free_kib)
+        error = await operator.refused(REFUSED, "destination-too-small", "migrate", *move)
+        return error["what"]
+
+    def leave(free_kib: int) -> None:
+        meminfo.write_text(f"MemTotal: 9000000 kB\nMemFree: 9 kB\nMemAvailable: {free_kib} kB\n")
+
+    assert "97 MiB" in await refused(100000)
+    assert "vm1 and vm2 have" in await refused(one + one // 2)  # room for either, not for both
+    leave(2 * one)
+    assert (await operator.run("check", *move)).exit_code == ExitCode.COMPLETED
 
 
 async def settle(guest: Guest) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from kawarimi_agent.coordinator import Switch
 from kawarimi_bridge.operation.diary import Diary
 from kawarimi_bridge.operation.plan import Job
+from kawarimi_bridge.together import all_of
 from kawarimi_ompi.protocol import Step, StepFlag
 from kawarimi_wire.errors import ExecutionFailed, Scope, Slug
 from kawarimi_wire.phases import Phase
@@ -103,11 +103,3 @@ async def take_fabric(jobs: Sequence[Job], diary: Diary, *, deadline_s: float, p
         diary.switched(await switch.run())
 
     await all_of(take(job) for job in jobs)
-
-
-async def all_of(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines side by side, to the end of each; then raise what the first failed with."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result

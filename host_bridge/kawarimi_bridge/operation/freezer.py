@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from kawarimi_agent.hold import Hold
 from kawarimi_bridge.operation.diary import Diary
-from kawarimi_bridge.operation.fabric import all_of
 from kawarimi_bridge.operation.plan import Job
+from kawarimi_bridge.together import all_of
 from kawarimi_wire.errors import KawarimiError
 
 _LEASE_S = 60.0

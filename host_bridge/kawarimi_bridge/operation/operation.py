@@ -14,12 +14,13 @@ from kawarimi_bridge.hypervisor import Hypervisor
 from kawarimi_bridge.migration import MigrationProgress
 from kawarimi_bridge.migration_parameters import MigrationParameters
 from kawarimi_bridge.operation.diary import Diary
-from kawarimi_bridge.operation.fabric import all_of, leave_fabric, take_fabric
+from kawarimi_bridge.operation.fabric import leave_fabric, take_fabric
 from kawarimi_bridge.operation.freezer import Freezer
 from kawarimi_bridge.operation.plan import Job, Plan
 from kawarimi_bridge.operation.reprobe import await_device, exchange, pairs_of, reprobe
 from kawarimi_bridge.operation.retransmit import quick_retransmission
 from kawarimi_bridge.operation.sampler import Sampler, sampled
+from kawarimi_bridge.together import all_of
 from kawarimi_wire.errors import Degraded, Interrupted, KawarimiError, NeedsCleanup, Slug
 from kawarimi_wire.messages import ANSWER_MARGIN_S, AskReleased, Released, VerbsDevice
 from kawarimi_wire.phases import Mode, Phase, Result, spec

@@ -12,6 +12,7 @@ from kawarimi_agent.jobs import JobSummary
 from kawarimi_agent.remote import RemoteRank, find_ranks
 from kawarimi_bridge.config import Config
 from kawarimi_bridge.hypervisor import Hypervisor
+from kawarimi_bridge.together import all_of
 from kawarimi_ompi.protocol import State
 from kawarimi_wire.errors import KawarimiError, PreflightRefused, Scope, Slug, UsageError
 from kawarimi_wire.messages import (
@@ -139,17 +140,23 @@ async def make_plan(
                 facts=error.facts,
             )
     jobs = await _affected_jobs(agents, [move.guest for move in moves], unreachable)
-    for job in jobs:
-        preflight(job.name, await job.ranks())
-    devices = {}
+    for job, ranks in zip(jobs, await all_of(job.ranks() for job in jobs), strict=True):
+        preflight(job.name, ranks)
+    coming: dict[str, list[str]] = {}
     for move in moves:
         if move.source != move.destination:
-            await hypervisor.check_destination(move.guest, move.destination)
+            coming.setdefault(move.destination, []).append(move.guest)
+    await all_of(hypervisor.check_destination(guests, host) for host, guests in coming.items())
+
+    async def look(move: Move) -> VerbsDevice | None:
         device = await _device(config, hypervisor, agents[move.guest], move)
         if device is not None:
-            devices[move.guest] = device
             here = [job.name for job in jobs if move.guest in job.guests]
             await _refuse_foreign_holders(agents[move.guest], move.guest, device, here)
+        return device
+
+    found = zip(moves, await all_of(look(move) for move in moves), strict=True)
+    devices = {move.guest: device for move, device in found if device is not None}
     return Plan(tuple(moves), tuple(jobs), agents, devices)
 
 

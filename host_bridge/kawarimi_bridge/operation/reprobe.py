@@ -10,8 +10,8 @@ from types import NoneType
 
 from kawarimi_bridge.config import Config
 from kawarimi_bridge.operation.diary import Diary
-from kawarimi_bridge.operation.fabric import all_of
 from kawarimi_bridge.operation.plan import Job
+from kawarimi_bridge.together import all_of
 from kawarimi_wire.messages import (
     ANSWER_MARGIN_S,
     AskDevice,
