@@ -36,6 +36,16 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
+def other_ucx(directory: Path, what: str) -> Path:
+    """Make a libucp that differs from the real one in this; to be preloaded."""
+    library = directory / "libucp-other.so"
+    flags = ("-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-D{what}")
+    # Linked to the one behind it, although nothing of that is needed by name.
+    linked = ("-Wl,--no-as-needed", "-lucp")
+    run("cc", *flags, "-o", str(library), str(PROGRAMS / "other_ucp.c"), *linked)
+    return library
+
+
 class Site(NamedTuple):
     """What every job of a test run shares."""
 

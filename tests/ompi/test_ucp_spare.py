@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 from cases import hold, rounds
-from harness import UCP_STEPS, Job, Launcher, descriptors, is_mapped, lead_to, threads
+from harness import (
+    UCP_STEPS,
+    Job,
+    Launcher,
+    descriptors,
+    is_mapped,
+    lead_to,
+    other_ucx,
+    threads,
+)
 
 from kawarimi_ompi.protocol import State, Step
 from kawarimi_wire.errors import ExecutionFailed, Scope, Slug
@@ -81,6 +90,25 @@ async def test_program_goes_on_meanwhile(launcher: Launcher, program: Program, s
         await job.switch(side)
         assert job.states() == {settled}
         assert held(job) == usual
+        stop.touch()
+        assert "OK" in await job.succeed()
+
+
+async def test_it_is_connected_however_long_its_endpoints_take(
+    launcher: Launcher, program: Program, tmp_path: Path
+) -> None:
+    """Otherwise the held ranks would do it themselves: 0.3 s with rc, in a guest."""
+    stop = launcher.directory / "stop"
+    slow = str(other_ucx(tmp_path, "KW_SLOW"))
+    async with launcher.start(
+        program("traffic"), stop, ranks=2, kind="ucp", LD_PRELOAD=slow
+    ) as job:
+        await job.switch("sm")
+        said = job.text()
+        await job.switch("tcp")
+        flushed = job.text().removeprefix(said).count
+        assert flushed("FLUSHED 1") >= len(job.ranks)
+        assert flushed("FLUSHED 0") == 0
         stop.touch()
         assert "OK" in await job.succeed()
 

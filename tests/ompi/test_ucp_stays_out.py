@@ -6,20 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import PROGRAMS, Launcher, run
+from harness import Launcher, other_ucx
 
 pytestmark = [pytest.mark.root, pytest.mark.netns]
 
 Program = Callable[[str], Path]
-
-
-def other_ucx(directory: Path, what: str) -> Path:
-    library = directory / "libucp-other.so"
-    flags = ("-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-D{what}")
-    # Linked to the one behind it, although nothing of that is needed by name.
-    linked = ("-Wl,--no-as-needed", "-lucp")
-    run("cc", *flags, "-o", str(library), str(PROGRAMS / "other_ucp.c"), *linked)
-    return library
 
 
 @pytest.mark.parametrize(

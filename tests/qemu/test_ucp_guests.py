@@ -58,10 +58,12 @@ async def test_cycles_with_the_hca_unplugged(testbed, figure, ranks_per_guest, c
 
 
 def spent(reports: list[SwitchReport]) -> str:
-    """Say how long switches took, and their steps; medians."""
+    """Say how long switches took, their steps, and what a rank noticed; medians."""
+    gap = statistics.median(max(rank.longest_gap_s for rank in report.ranks) for report in reports)
     whole = statistics.median(report.duration_s for report in reports)
     steps = {
         step.name: statistics.median(report.steps[i].duration_s for report in reports)
         for i, step in enumerate(reports[0].steps)
     }
-    return f"{whole:.2f} s (" + ", ".join(f"{n} {s * 1e3:.0f} ms" for n, s in steps.items()) + ")"
+    each = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in steps.items())
+    return f"{whole:.2f} s, a gap of {gap * 1e3:.0f} ms ({each})"

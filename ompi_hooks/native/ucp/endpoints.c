@@ -1,5 +1,6 @@
 #include "endpoints.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +12,10 @@
 #include "spare.h"
 #include "stall.h"
 
-/* How long to wait for peers that have not come so far, and how often to look. */
-enum { CONNECTING_NS = 500000000, CONNECTING_PAUSE_NS = 100000 };
+/* How long to wait for peers that have not come so far, if the operation has twice as long, and how
+ * often to look. */
+#define CONNECTING_NS (10 * 1000000000ull)
+enum { CONNECTING_PAUSE_NS = 100000 };
 
 /* What open_wanted() is to make, or has made, and why it gave up; NULL if nothing. */
 static struct wanted {
@@ -21,7 +24,12 @@ static struct wanted {
 } *wanted;
 static size_t wanted_len;
 static ucp_worker_h wanted_worker;
+static uint64_t wanted_ends; /* the operation's end */
 static const char *wanted_failed;
+
+/* Set by the rank's thread when MPI is being finalized, cleared by it before open_wanted() is begun:
+ * that waits for no peer then. */
+static atomic_bool unwanted;
 
 static ucs_status_t real_create(ucp_worker_h worker, const void *address, ucp_ep_h *result) {
     const ucp_ep_params_t params = {.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS,
@@ -225,7 +233,7 @@ static ucs_status_t await_connection(ucp_ep_h endpoint, uint64_t until) {
         return UCS_PTR_RAW_STATUS(flush);
     }
     while ((status = kw_real.ucp_request_check_status(flush)) == UCS_INPROGRESS &&
-           kw_clock() < until) {
+           kw_clock() < until && !atomic_load(&unwanted)) {
         if (kw_real.ucp_worker_progress(wanted_worker) == 0) {
             nanosleep(&pause, NULL);
         }
@@ -235,17 +243,21 @@ static ucs_status_t await_connection(ucp_ep_h endpoint, uint64_t until) {
 }
 
 /* In the spare's thread. The program may add to the ring meanwhile, but removes nothing before it
- * ends that thread. */
+ * ends that thread. What UCX does once a peer has answered, it does here and not in the rank's
+ * thread: for rc, it makes a queue pair and connects it. */
 static void open_wanted(void) {
-    uint64_t until = kw_clock() + CONNECTING_NS;
+    uint64_t now, left;
 
     wanted_failed = NULL;
     for (size_t i = 0; i < wanted_len && wanted_failed == NULL; i++) {
         wanted_failed = open_on(wanted_worker, wanted[i].address, wanted[i].endpoint->vpid,
                                 &wanted[i].endpoint->spare);
     }
+    now = kw_clock();
+    left = now < wanted_ends ? (wanted_ends - now) / 2 : 0;
+    left = left < CONNECTING_NS ? left : CONNECTING_NS;
     for (size_t i = 0; i < wanted_len && wanted_failed == NULL; i++) {
-        ucs_status_t status = await_connection(wanted[i].endpoint->spare, until);
+        ucs_status_t status = await_connection(wanted[i].endpoint->spare, now + left);
 
         if (status != UCS_OK && status != UCS_INPROGRESS) {
             wanted_failed = unreachable(wanted[i].endpoint->vpid, status);
@@ -278,7 +290,7 @@ static bool wanted_gather(void) {
     return true;
 }
 
-bool kw_endpoints_open_spare_part(const char **failed) {
+bool kw_endpoints_open_spare_part(uint64_t ends, const char **failed) {
     if (!kw_spare_is_idle()) {
         return false;
     }
@@ -288,6 +300,8 @@ bool kw_endpoints_open_spare_part(const char **failed) {
             return true;
         }
         wanted_worker = kw_spare_worker();
+        wanted_ends = ends;
+        atomic_store(&unwanted, false);
         kw_spare_work(open_wanted);
         return false;
     }
@@ -295,6 +309,10 @@ bool kw_endpoints_open_spare_part(const char **failed) {
     free(wanted);
     wanted = NULL;
     return true;
+}
+
+void kw_endpoints_unwanted(void) {
+    atomic_store(&unwanted, true);
 }
 
 void kw_endpoints_use_spare(void) {

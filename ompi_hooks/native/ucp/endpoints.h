@@ -13,8 +13,12 @@ bool kw_endpoints_close_part(void);
 const char *kw_endpoints_open(void);
 
 /* Make those that the spare worker lacks, by the new addresses as far as they are known: begin, or see
- * how far it has come. Returns whether it is over; then *failed is as above. */
-bool kw_endpoints_open_spare_part(const char **failed);
+ * how far it has come. The operation ends at `ends` (of kw_clock()), and half of what is left until
+ * then is for the peers, at most. Returns whether it is over; then *failed is as above. */
+bool kw_endpoints_open_spare_part(uint64_t ends, const char **failed);
+
+/* MPI is being finalized: no peer is waited for any more. */
+void kw_endpoints_unwanted(void);
 
 /* The spare worker is the one in use, or is not there any more. */
 void kw_endpoints_use_spare(void);

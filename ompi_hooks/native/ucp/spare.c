@@ -142,6 +142,7 @@ enum kw_ucp_side kw_spare_exchange(enum kw_ucp_side in_use) {
 
 void kw_spare_end(void) {
     if (working) {
+        kw_endpoints_unwanted();
         pthread_join(thread, NULL);
         working = false;
     }

@@ -154,6 +154,7 @@ static enum kw_outcome addresses_keep(const struct kw_command *command, struct k
 
 enum kw_outcome kw_swap_modex(const struct kw_incoming *incoming, struct kw_result *result) {
     enum kw_outcome outcome = KW_OK;
+    uint64_t ends;
 
     if (incoming->visits == 0) {
         outcome = kw_spare_worker() != NULL && !exchanged
@@ -163,7 +164,8 @@ enum kw_outcome kw_swap_modex(const struct kw_incoming *incoming, struct kw_resu
     if (outcome != KW_OK) {
         return outcome;
     }
-    result->unfinished = !kw_endpoints_open_spare_part(&result->text);
+    ends = incoming->received_ns + incoming->command.deadline_ms * 1000000ull;
+    result->unfinished = !kw_endpoints_open_spare_part(ends, &result->text);
     return result->text == NULL ? KW_OK : KW_NO_PATH;
 }
 

@@ -2,10 +2,14 @@
  *
  *   cc -shared -DKW_OLDER … -o libucp-other.so other_ucp.c -lucp
  *
- * With KW_OLDER, that it is 1.12; with KW_GPU, that it takes buffers in the memory of a GPU. */
+ * With KW_OLDER, that it is 1.12; with KW_GPU, that it takes buffers in the memory of a GPU. With
+ * KW_SLOW, it takes long to make an endpoint in another thread than the program's, as rc does in an
+ * emulated guest, and says of each flush whether it was waited for. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <stdio.h>
 #include <ucp/api/ucp.h>
+#include <unistd.h>
 
 #ifdef KW_OLDER
 void ucp_get_version(unsigned *major, unsigned *minor, unsigned *release) {
@@ -26,5 +30,39 @@ ucs_status_t ucp_context_query(ucp_context_h context, ucp_context_attr_t *attrib
         attributes->memory_types |= UCS_BIT(UCS_MEMORY_TYPE_CUDA);
     }
     return status;
+}
+#endif
+
+#ifdef KW_SLOW
+static ucs_status_ptr_t flush; /* of the one thread that flushes */
+
+ucs_status_t ucp_ep_create(ucp_worker_h worker, const ucp_ep_params_t *params, ucp_ep_h *result) {
+    ucs_status_t (*behind)(ucp_worker_h, const ucp_ep_params_t *, ucp_ep_h *);
+
+    *(void **)&behind = dlsym(RTLD_NEXT, "ucp_ep_create");
+    if (gettid() != getpid()) {
+        sleep(1);
+    }
+    return behind(worker, params, result);
+}
+
+ucs_status_ptr_t ucp_ep_flush_nbx(ucp_ep_h endpoint, const ucp_request_param_t *param) {
+    ucs_status_ptr_t (*behind)(ucp_ep_h, const ucp_request_param_t *);
+
+    *(void **)&behind = dlsym(RTLD_NEXT, "ucp_ep_flush_nbx");
+    flush = behind(endpoint, param);
+    return flush;
+}
+
+void ucp_request_free(void *request) {
+    void (*behind)(void *);
+
+    *(void **)&behind = dlsym(RTLD_NEXT, "ucp_request_free");
+    if (request == flush) {
+        printf("FLUSHED %d\n", ucp_request_check_status(request) == UCS_OK);
+        fflush(stdout);
+        flush = NULL;
+    }
+    behind(request);
 }
 #endif
