@@ -113,6 +113,27 @@ async def test_it_is_connected_however_long_its_endpoints_take(
         assert "OK" in await job.succeed()
 
 
+async def test_transport_that_does_not_reach_a_peer(
+    launcher: Launcher, program: Program, tmp_path: Path
+) -> None:
+    """The switch is given up before anything is held: messages would wait there for ever."""
+    stop = launcher.directory / "stop"
+    deaf = str(other_ucx(tmp_path, "KW_DEAF"))
+    async with launcher.start(
+        program("traffic"), stop, ranks=2, kind="ucp", fabric="sm", fallback="tcp", LD_PRELOAD=deaf
+    ) as job:
+        usual = held(job)
+        with pytest.raises(ExecutionFailed) as caught:
+            await job.switch("tcp", deadline_s=4)
+        assert caught.value.slug is Slug.STEP_REFUSED
+        assert "step hold: rank" in caught.value.what
+        assert "cannot be reached" in caught.value.what
+        assert caught.value.untouched == "the job runs on sm, as before"
+        assert held(job) == usual
+        stop.touch()
+        assert "OK" in await job.succeed()
+
+
 @pytest.mark.parametrize("at", UCP_STEPS[1:5])
 async def test_nothing_is_left_of_what_was_given_up(
     launcher: Launcher, program: Program, at: str

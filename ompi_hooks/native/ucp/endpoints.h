@@ -2,6 +2,7 @@
 #ifndef KAWARIMI_NATIVE_UCP_ENDPOINTS_H
 #define KAWARIMI_NATIVE_UCP_ENDPOINTS_H
 
+#include "address.h"
 #include "objects.h"
 
 /* Close UCX's: begin, or see how far it has come. Returns whether all are closed. The peers have to
@@ -12,17 +13,12 @@ bool kw_endpoints_close_part(void);
  * (valid until the next call). */
 const char *kw_endpoints_open(void);
 
-/* Make those that the spare worker lacks, by the new addresses as far as they are known: begin, or see
- * how far it has come. The operation ends at `ends` (of kw_clock()), and half of what is left until
- * then is for the peers, at most. Returns whether it is over; then *failed is as above. */
-bool kw_endpoints_open_spare_part(uint64_t ends, const char **failed);
+/* Make one on a worker, to the rank of that address; NULL if nobody told it. Returns as above. */
+const char *kw_endpoint_open(ucp_worker_h worker, const struct kw_address *address, uint32_t vpid,
+                             ucp_ep_h *result);
 
-/* MPI is being finalized: no peer is waited for any more. */
-void kw_endpoints_unwanted(void);
-
-/* The spare worker is the one in use, or is not there any more. */
-void kw_endpoints_use_spare(void);
-void kw_endpoints_forget_spare(void);
+/* Say that a rank cannot be reached (valid until the next call). */
+const char *kw_endpoint_unreachable(uint32_t vpid, ucs_status_t status);
 
 /* Has this process endpoints that a switch cannot carry over: to another job's processes, or to one
  * without the shim? */

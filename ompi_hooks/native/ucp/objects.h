@@ -106,7 +106,8 @@ struct kw_endpoint {
     bool foreign; /* of another job, or of a process without the shim */
     ucp_ep_h real;  /* NULL while there is none */
     ucp_ep_h spare; /* likewise: on the worker of spare.h */
-    ucs_status_ptr_t closing;
+    ucs_status_ptr_t closing;    /* of real */
+    ucs_status_ptr_t connecting; /* of spare: ends when it is connected; see connect.h */
     struct kw_ring link;
 };
 
@@ -156,6 +157,10 @@ static inline bool kw_is_worker(ucp_worker_h worker) {
 
 static inline bool kw_is_context(ucp_context_h context) {
     return (void *)context == (void *)&kw_context;
+}
+
+static inline struct kw_endpoint *kw_endpoint_at(struct kw_ring *link) {
+    return KW_OF(struct kw_endpoint, link, link);
 }
 
 static inline struct kw_endpoint *kw_endpoint_of(ucp_ep_h handle) {

@@ -5,7 +5,7 @@
 #include <stdatomic.h>
 
 #include "address.h"
-#include "endpoints.h"
+#include "connect.h"
 
 static ucp_worker_params_t worker_params;
 
@@ -81,7 +81,7 @@ void kw_spare_work(void (*work)(void)) {
 
 /* What belongs to the worker that is about to go. */
 static void forget(void) {
-    kw_endpoints_forget_spare();
+    kw_connect_forget_spare();
     kw_addresses_drop_new();
 }
 
@@ -135,14 +135,14 @@ enum kw_ucp_side kw_spare_exchange(enum kw_ucp_side in_use) {
     spare.context = context;
     spare.worker = worker;
     spare.side = in_use;
-    kw_endpoints_use_spare();
+    kw_connect_use_spare();
     kw_addresses_adopt_new();
     return side;
 }
 
 void kw_spare_end(void) {
     if (working) {
-        kw_endpoints_unwanted();
+        kw_connect_stop();
         pthread_join(thread, NULL);
         working = false;
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "address.h"
+#include "connect.h"
 #include "endpoints.h"
 #include "kept.h"
 #include "kind.h"
@@ -13,6 +14,10 @@
 #include "sends.h"
 #include "shim.h"
 #include "spare.h"
+#include "stall.h"
+
+/* How long HOLD waits for what MODEX has not seen connected. */
+#define CONNECTED_LATE_NS (3 * 1000000000ull)
 
 /* The side in use, or last used; of the states ATTACHED and DETACHED it is what they say. */
 static enum kw_ucp_side side;
@@ -165,7 +170,7 @@ enum kw_outcome kw_swap_modex(const struct kw_incoming *incoming, struct kw_resu
         return outcome;
     }
     ends = incoming->received_ns + incoming->command.deadline_ms * 1000000ull;
-    result->unfinished = !kw_endpoints_open_spare_part(ends, &result->text);
+    result->unfinished = !kw_connect_part(ends, &result->text);
     return result->text == NULL ? KW_OK : KW_NO_PATH;
 }
 
@@ -180,13 +185,22 @@ static void hold(void) {
 
 enum kw_outcome kw_swap_hold(const struct kw_incoming *incoming, struct kw_result *result) {
     const char *refusal = is_held() ? NULL : kw_kind_refusal();
+    uint64_t patience = incoming->command.deadline_ms * 500000ull;
 
-    (void)incoming;
     if (refusal != NULL) {
         return kw_refused(result, refusal);
     }
     if (kw_spare_worker() == NULL || exchanged) {
         return kw_not_in_this_state(result);
+    }
+    /* Every peer has made its endpoints by now, and others may be held already: where one is not
+     * connected, messages would never arrive. */
+    if (!kw_connect_is_done(&result->text)) {
+        patience = patience < CONNECTED_LATE_NS ? patience : CONNECTED_LATE_NS;
+        result->unfinished = kw_clock() - incoming->received_ns < patience;
+    }
+    if (result->text != NULL) {
+        return KW_NO_PATH;
     }
     hold();
     return KW_OK;

@@ -4,7 +4,8 @@
  *
  * With KW_OLDER, that it is 1.12; with KW_GPU, that it takes buffers in the memory of a GPU. With
  * KW_SLOW, it takes long to make an endpoint in another thread than the program's, as rc does in an
- * emulated guest, and says of each flush whether it was waited for. */
+ * emulated guest, and says of each flush whether it was waited for. With KW_DEAF, the last flush
+ * never ends, as if the peer did not answer. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -33,9 +34,28 @@ ucs_status_t ucp_context_query(ucp_context_h context, ucp_context_attr_t *attrib
 }
 #endif
 
-#ifdef KW_SLOW
-static ucs_status_ptr_t flush; /* of the one thread that flushes */
+#if defined KW_SLOW || defined KW_DEAF
+static ucs_status_ptr_t flush; /* of the one thread that flushes, the last one */
 
+ucs_status_ptr_t ucp_ep_flush_nbx(ucp_ep_h endpoint, const ucp_request_param_t *param) {
+    ucs_status_ptr_t (*behind)(ucp_ep_h, const ucp_request_param_t *);
+
+    *(void **)&behind = dlsym(RTLD_NEXT, "ucp_ep_flush_nbx");
+    flush = behind(endpoint, param);
+    return flush;
+}
+#endif
+
+#ifdef KW_DEAF
+ucs_status_t ucp_request_check_status(void *request) {
+    ucs_status_t (*behind)(void *);
+
+    *(void **)&behind = dlsym(RTLD_NEXT, "ucp_request_check_status");
+    return request == flush ? UCS_INPROGRESS : behind(request);
+}
+#endif
+
+#ifdef KW_SLOW
 ucs_status_t ucp_ep_create(ucp_worker_h worker, const ucp_ep_params_t *params, ucp_ep_h *result) {
     ucs_status_t (*behind)(ucp_worker_h, const ucp_ep_params_t *, ucp_ep_h *);
 
@@ -44,14 +64,6 @@ ucs_status_t ucp_ep_create(ucp_worker_h worker, const ucp_ep_params_t *params, u
         sleep(1);
     }
     return behind(worker, params, result);
-}
-
-ucs_status_ptr_t ucp_ep_flush_nbx(ucp_ep_h endpoint, const ucp_request_param_t *param) {
-    ucs_status_ptr_t (*behind)(ucp_ep_h, const ucp_request_param_t *);
-
-    *(void **)&behind = dlsym(RTLD_NEXT, "ucp_ep_flush_nbx");
-    flush = behind(endpoint, param);
-    return flush;
 }
 
 void ucp_request_free(void *request) {
