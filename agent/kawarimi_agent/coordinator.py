@@ -107,8 +107,13 @@ class Switch(Operation):
 
     async def _converge(self) -> None:
         """Bring ranks that an earlier, broken-off operation left apart to one state."""
+        settled = ({State.ATTACHED}, {State.DETACHED})
+        if {rank.state for rank in self._ranks} in settled:
+            return
+        # It may have left a command under way; a rank that answers has seen that one through.
+        await self._ask_all(Code.STATUS)
         states = {rank.state for rank in self._ranks}
-        if states in ({State.ATTACHED}, {State.DETACHED}) or State.CROSSING in states:
+        if states in settled or State.CROSSING in states:
             return
         hello = self._ranks[0].hello
         for steps, before, after in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from harness import UCP_STEPS, Job, Launcher, lead, lead_to
 
 from kawarimi_agent.barriers import preflight
 from kawarimi_agent.coordinator import Switch
-from kawarimi_ompi.protocol import State, Step
+from kawarimi_ompi.protocol import Command, State, Step, StepFlag
 from kawarimi_wire.errors import (
     ExecutionFailed,
     NeedsCleanup,
@@ -47,6 +48,26 @@ async def test_agent_dies_between_steps(
                 await lead(job.ranks[1:], [following], epoch, taken)
 
     await agent_dies_in_a_switch(launcher, program("traffic"), half, to, kind="ucp")
+
+
+async def test_commit_was_under_way_when_its_leader_left(
+    launcher: Launcher, program: Program
+) -> None:
+    """Ctrl-C, say: what the ranks were last known to be is not what they are."""
+    stop = launcher.directory / "stop"
+    async with launcher.start(program("traffic"), stop, ranks=2, kind="ucp") as job:
+        await lead_to(job, "sm", "drain")
+        commit = next(step for step in job.ranks[0].hello.leave if step.has(StepFlag.COMMIT))
+        command = Command(commit.code, job.ranks[0].epoch, 10.0)
+        asked = [asyncio.ensure_future(rank.call(command)) for rank in job.ranks]
+        await asyncio.sleep(0)  # by then the commands are sent, and none is answered
+        for call in asked:
+            call.cancel()
+        assert job.states() == {State.HELD}
+        await job.switch("tcp")
+        assert job.states() == {State.ATTACHED}
+        stop.touch()
+        assert "OK" in await job.succeed()
 
 
 async def test_given_up_before_the_commit(launcher: Launcher, program: Program) -> None:
