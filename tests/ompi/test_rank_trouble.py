@@ -67,7 +67,8 @@ async def test_rank_in_a_system_call_is_not_interrupted(
     launcher: Launcher, program: Program
 ) -> None:
     stop = launcher.directory / "stop"
-    async with launcher.start(program("steady"), stop, "sleep", 4, ranks=2) as job:
+    # It may take seconds to be told that it sleeps: once a switch came after four of them.
+    async with launcher.start(program("steady"), stop, "sleep", 8, ranks=2) as job:
         await job.printed("COMPUTING")
         with pytest.raises(ExecutionFailed):
             await job.switch("vader", deadline_s=0.5, poke=True)
