@@ -116,7 +116,7 @@ async def test_it_is_connected_however_long_its_endpoints_take(
 async def test_transport_that_does_not_reach_a_peer(
     launcher: Launcher, program: Program, tmp_path: Path
 ) -> None:
-    """The switch is given up before anything is held: messages would wait there for ever."""
+    """The switch is given up before the commit: messages would wait there for ever."""
     stop = launcher.directory / "stop"
     deaf = str(other_ucx(tmp_path, "KW_DEAF"))
     async with launcher.start(
