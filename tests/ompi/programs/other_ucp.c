@@ -39,10 +39,14 @@ static ucs_status_ptr_t flush; /* of the one thread that flushes, the last one *
 
 ucs_status_ptr_t ucp_ep_flush_nbx(ucp_ep_h endpoint, const ucp_request_param_t *param) {
     ucs_status_ptr_t (*behind)(ucp_ep_h, const ucp_request_param_t *);
+    ucs_status_ptr_t result;
 
     *(void **)&behind = dlsym(RTLD_NEXT, "ucp_ep_flush_nbx");
-    flush = behind(endpoint, param);
-    return flush;
+    result = behind(endpoint, param);
+    if (UCS_PTR_IS_PTR(result)) {
+        flush = result; /* others have ended at once */
+    }
+    return result;
 }
 #endif
 
